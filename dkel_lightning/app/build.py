@@ -28,11 +28,11 @@ from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.data import FACTS
 
 MODELS: dict[str, nn.Module] = {}
-"""Networks that were passed to `train`, by the name of the backbone."""
+"""Networks passed to `train`, by the name of their backbone."""
 
 
 def datamodule(values: Values) -> LightningDataModule:
-    """Build the data module that `data` names, with the views that the method asks for where it makes views."""
+    """Build the data module that `data` names, with as many views as the method needs."""
     settings = {key: value for key, value in values["data"].items() if key not in ("name", "_target_")}
     if values["backbone"]["pretrained"] and settings.get("mean") is None:
         settings["mean"], settings["std"] = normalisation(values["backbone"]["name"])
@@ -40,8 +40,8 @@ def datamodule(values: Values) -> LightningDataModule:
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":
         raise ConfigError(
-            "data.augment_strong is for the students of a teacher that has views of its own: set "
-            "method.views=per_peer_and_teacher, or data.augment."
+            "data.augment_strong needs separate views for the teacher: set method.views=per_peer_and_teacher, or use "
+            "data.augment."
         )
     kind = data_class(values["data"])
     takes, shared = own.parameters(kind), own.parameters(data.ImageDataModule)
@@ -60,18 +60,18 @@ def data_class(settings: Values) -> type[LightningDataModule]:
     return kind
 
 
-def set_up(images: LightningDataModule, values: Values) -> data.ClassificationData:
-    """Let a prepared data module read its images, and answer what tasks ask of it."""
-    if isinstance(images, data.ImageDataModule):
-        images.setup()
-        return images
+def set_up(datamodule: LightningDataModule, values: Values) -> data.ClassificationData:
+    """Set up a prepared data module, and complete what it says of its images."""
+    if isinstance(datamodule, data.ImageDataModule):
+        datamodule.setup()
+        return datamodule
     for stage in ("fit", "test"):
-        images.setup(stage)
-    return own.complete(images, values["data"])
+        datamodule.setup(stage)
+    return own.complete(datamodule, values["data"])
 
 
 def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
-    """Build the module for these images, which are prepared and set up."""
+    """Build the module for a data module that is set up."""
     keys = [field.name for field in fields(Arrangement) if field.name != "name"]
     arrangement = {key: values["method"].get(key) for key in keys}
     method = {key: value for key, value in values["method"].items() if key not in keys}
@@ -115,14 +115,16 @@ def optimizer(settings: Values) -> OptimizerFactory:
 
 
 def scheduler(values: Values) -> SchedulerFactory | None:
-    """Make a factory of the scheduler; None without one. Milestones that all lie below 1 are shares of the run."""
+    """Make a factory of the scheduler, or None. Milestones that are all below 1 are shares of the run."""
     settings = {key: value for key, value in values["scheduler"].items() if key != "interval"}
     if "_target_" not in settings:
         return None
     if "milestones" in settings:
         epochs = values["trainer"]["max_epochs"]
         if are_shares(settings["milestones"]) and epochs < 1:
-            raise ConfigError("scheduler.milestones are shares of a run without a length: set trainer.max_epochs.")
+            raise ConfigError(
+                "scheduler.milestones are shares of the run, which has no length: set trainer.max_epochs."
+            )
         settings["milestones"] = milestones_in_epochs(settings["milestones"], epochs)
     factory: SchedulerFactory = _factory(settings)
     return factory
@@ -138,7 +140,7 @@ def trainer(
 ) -> Trainer:
     """Build Lightning's Trainer."""
     if values["precision"]["name"] == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("precision=fp16 needs a GPU, and PyTorch sees none here: choose precision=bf16 or fp32.")
+        raise ConfigError("precision=fp16 needs a GPU, and PyTorch finds none: choose precision=bf16 or fp32.")
     torch.set_float32_matmul_precision(values["precision"]["matmul"])
     if values["execution"]["threads"] is not None:
         torch.set_num_threads(values["execution"]["threads"])
@@ -152,14 +154,14 @@ def trainer(
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_model_summary=False,
-        # Our loaders share the images out by themselves.
+        # Our loaders divide the images between processes themselves.
         use_distributed_sampler=not issubclass(data_class(values["data"]), data.ImageDataModule),
         enable_autolog_hparams=False,
     )
 
 
 def instantiate_extras(nodes: Mapping[str, Any], where: str) -> list[Any]:
-    """Build loggers or callbacks of the user's, given as name: {_target_: ...}."""
+    """Instantiate the user's loggers or callbacks from `name: {_target_: ...}`."""
     build: Callable[..., Any] = hydra.utils.instantiate
     for name, node in nodes.items():
         if not isinstance(node, Mapping) or "_target_" not in node:

@@ -1,4 +1,4 @@
-"""Where conf/ lies, and how a configuration is composed and resolved. Imports neither torch nor Lightning."""
+"""Locate conf/, compose and resolve configurations. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ OPEN_GROUPS = ("trainer", "optimizer", "scheduler")
 
 
 def conf_dir() -> Path:
-    """Return conf/: inside the package in a wheel, beside it in a checkout."""
+    """Return conf/: inside the package in a wheel, next to it in a checkout."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 def register(arguments: Iterable[str] = ()) -> None:
-    """Give Hydra the resolver of run folders, and the methods that `modules=[...]` registers."""
+    """Register with Hydra the resolver of run folders and the methods of `modules=[...]`."""
     from dkel_lightning.app.run import run_dir
 
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
@@ -70,7 +70,7 @@ def leaves(values: Values, prefix: str = "") -> dict[str, Any]:
 
 
 def explain(message: str, arguments: Sequence[str]) -> str:
-    """Name the keys that are nearest to a misspelt one, in place of Hydra's advice to add it with a plus."""
+    """Suggest keys for a misspelt one, in place of Hydra's advice to add it with a plus."""
     misspelt = re.search(r"Could not override '([^']+)'", message)
     if misspelt is None:
         return message.partition("\nConfig search path")[0]
@@ -80,7 +80,7 @@ def explain(message: str, arguments: Sequence[str]) -> str:
 
 
 def explain_key(key: str, cfg: DictConfig) -> str:
-    """Name the groups and keys that are nearest to a misspelt one: `epochs` is near to `trainer.max_epochs`."""
+    """Suggest groups and keys for a misspelt one, such as `trainer.max_epochs` for `epochs`."""
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     more = f" Another argument of the class: +{key}=VALUE." if key.rpartition(".")[0] in OPEN_GROUPS else ""

@@ -1,4 +1,4 @@
-"""The figures of a run and of a sweep. Panels are named by columns of metrics.csv."""
+"""Figures of a run and of a sweep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOOKS: Mapping[str, tuple[str, Any]] = {
     "teacher-teacher": (TEACHER, DASHED),
     "deployed": ("#7f7f7f", SOLID),
 }
-"""Colour and line: curves that lie on each other stay visible, the line with the larger gaps in front."""
+"""Colour and line style. Of coinciding curves, the one with the larger gaps is drawn on top."""
 TITLES = {
     "val/acc": "validation accuracy (%)",
     "val/nll": "validation negative log-likelihood (nats)",
@@ -55,12 +55,12 @@ SWEPT = {
     "diversity/distance/student-teacher": "distance of teacher and student",
     "train/noise/fit_wrong/student_mean": "student peers, wrong labels learnt (%)",
 }
-"""The columns of metrics.csv that are drawn of a sweep."""
+"""Columns of metrics.csv that are drawn for a sweep, with their titles."""
 
 
 @styled
 def draw_curves(curves: Mapping[str, Curve], path: Path, title: str) -> None:
-    """Draw metrics.csv over the epochs, a panel for columns that begin alike; nothing if there are none."""
+    """Draw the columns of metrics.csv over the epochs, one panel for each prefix in TITLES."""
     by_panel: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         head, _, last = name.rpartition("/")
@@ -117,7 +117,7 @@ def _scaled(values: ArrayLike, title: str) -> NDArray[np.float64]:
 
 
 def kind_of(label: str) -> str:
-    """Return what a member or a pair is one of: student_0 is a student, student_0-teacher_1 a student-teacher."""
+    """Return the kind of a member or a pair: student for student_0, student-teacher for student_0-teacher_1."""
     if "-" in label:
         return "-".join(kind_of(part) for part in label.split("-"))
     stem, _, last = label.rpartition("_")
@@ -125,11 +125,11 @@ def kind_of(label: str) -> str:
 
 
 def draw_views(views: NDArray[np.uint8], path: Path) -> None:
-    """Draw views [B, V, C, H, W], a row a view, a column an image, enlarged if they are small."""
+    """Draw views [B, V, C, H, W]: one row per view, one column per image, enlarged if they are small."""
     samples, rows, channels, height, width = views.shape
     scale, gap = max(1, round(64 / max(height, width))), 2
     large = np.repeat(np.repeat(views, scale, axis=3), scale, axis=4)
-    if channels != 3:  # the first channel stands for any other number of them
+    if channels != 3:  # show the first channel
         large = large[:, :, :1].repeat(3, axis=2)
     framed = np.pad(large, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
     sheet = framed.transpose(1, 3, 0, 4, 2).reshape(rows * framed.shape[3], samples * framed.shape[4], 3)
@@ -140,14 +140,14 @@ def draw_views(views: NDArray[np.uint8], path: Path) -> None:
 
 @styled
 def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
-    """Draw how often images of each class (rows) are given each class (columns), as shares of the row."""
+    """Draw a confusion matrix: true classes in rows, predictions in columns, as shares of the row."""
     matrix = np.asarray(counts, dtype=float)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     few = len(names) <= 25
     size = min(11.0, 3.5 + 0.38 * len(names)) if few else 9.0
     figure, (axes,) = panels(1, 1, size + 1, size)
     axes.grid(visible=False)
-    # The root keeps rare mistakes visible beside a full diagonal.
+    # The square root keeps rare mistakes visible.
     image = axes.imshow(np.sqrt(shares), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     if few:
         short = [plain(name if len(name) <= 14 else f"{name[:13]}…") for name in names]
@@ -166,11 +166,11 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
 
 @styled
 def draw_bars(scores: Mapping[str, Mapping[str, Sequence[float]]], reference: str, path: Path) -> None:
-    """Draw scores of the test set: a panel a score, a row a label, a dot a seed, the mean with its 95 % interval.
+    """Draw test scores: one panel per score, one row per label, one dot per seed, the mean with its 95 % interval.
 
     Args:
-        scores: by title of the panel and label, a value for each seed; every panel has the same labels.
-        reference: the label that is marked by a dashed line at its mean.
+        scores: a value for each seed, by panel title and label; all panels have the same labels.
+        reference: label whose mean is marked by a dashed line.
         path: the PNG.
     """
     labels = [*next(iter(scores.values()))]
@@ -193,16 +193,16 @@ def draw_bars(scores: Mapping[str, Mapping[str, Sequence[float]]], reference: st
         axes.set_xlabel(title)
     places[0].set_yticks(range(len(labels)), [plain(label) for label in labels])
     places[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.suptitle("test set, selected epoch: a dot a seed, the mean with its 95 % interval")
+    figure.suptitle("test set, selected epoch: one dot per seed, mean with 95 % interval")
     save(figure, path)
 
 
 @styled
 def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:
-    """Draw curves of a sweep: a panel a title, a colour and dash a label, seeds thin behind their mean.
+    """Draw curves of a sweep: one panel per title, one colour and dash per label, seeds thin behind their mean.
 
     Args:
-        curves: by title and label, one for each seed.
+        curves: one for each seed, by title and label.
         path: the PNG.
     """
     labels = [*dict.fromkeys(label for by_label in curves.values() for label in by_label)]
@@ -229,7 +229,7 @@ def draw_sweep_curves(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Average curves over the epochs that all of them have."""
+    """Average curves over their common epochs."""
     by_epoch = [dict(zip(curve.epochs, curve.values, strict=True)) for curve in curves]
     epochs = sorted(set.intersection(*map(set, by_epoch)))
     return Curve(epochs, [float(np.mean([one[epoch] for one in by_epoch])) for epoch in epochs])
@@ -239,7 +239,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def panels(count: int, beside: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `count` axes of this size in inches, `beside` in a row; the rest stays empty."""
+    """Make a figure with `count` axes of this size in inches, `beside` to a row."""
     figure, rows = grid(-(-count // beside), beside, width, height, **options)
     axes = [one for row in rows for one in row]
     for one in axes[count:]:
@@ -248,7 +248,7 @@ def panels(count: int, beside: int, width: float, height: float, **options: Any)
 
 
 def plain(text: str) -> str:
-    """Escape what matplotlib would take for a formula."""
+    """Escape dollar signs, which matplotlib reads as math."""
     return text.replace("$", r"\$")
 
 

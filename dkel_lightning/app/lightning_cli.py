@@ -1,4 +1,4 @@
-"""Lightning's own command line, for those whose project has one."""
+"""LightningCLI for projects that use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningCLI
 
-from dkel_lightning import data  # noqa: F401  # by which the data modules here are known by name
+from dkel_lightning import data  # noqa: F401  # makes our data modules available by class name
 from dkel_lightning.distillation import DistillationModule
 
 

@@ -1,4 +1,4 @@
-"""metrics.csv, and Lightning's own loggers beside it."""
+"""metrics.csv and Lightning's loggers."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class MetricsFile(Logger):
 
 
 def build_loggers(run: Run, step: int | None) -> list[Logger]:
-    """Build the loggers of `logger.extra` in the first process, with the settings of the run.
+    """Build the loggers of `logger.extra` in the first process, and log the run's settings.
 
-    In their settings `{folder}` stands for the run's folder and `{run}` for its name.
+    In their arguments, `{folder}` is replaced by the run's folder and `{run}` by its name.
 
     Args:
         run: the run.

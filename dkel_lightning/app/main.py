@@ -1,4 +1,4 @@
-"""The command line: Hydra composes a configuration, and the task that it names runs. Torch is imported by the tasks."""
+"""The command line: Hydra composes a configuration and its task runs. Only tasks import torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOW_TRACEBACK = bool(os.environ.get(TRACEBACK))
 
 
 def main() -> None:
-    """Run the command; every mistake ends in one message without a traceback."""
+    """Run the command. Errors are printed as one message without a traceback."""
     if "--version" in sys.argv:
         from dkel_lightning import __version__
 
@@ -84,13 +84,13 @@ def _fail(error: Exception) -> NoReturn:
 def _describe(error: Exception) -> str:
     if isinstance(error, DkelError):
         return str(error)
-    return f"{type(error).__name__}: {error}\n{TRACEBACK}=1 shows where it comes from."
+    return f"{type(error).__name__}: {error}\nSet {TRACEBACK}=1 for a traceback."
 
 
 def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
-    """Run the task that the values name in `run_dir`; `typed` are the groups and keys that the user has named."""
+    """Run the task of the configuration in `run_dir`; `typed` are the groups and keys that the user has set."""
     _silence_lightning()
-    if values["task"]["folder"] and not values["checkpoint"]:  # it is written beside the checkpoint
+    if values["task"]["folder"] and not values["checkpoint"]:
         raise ConfigError(f"task={values['task']['name']} needs checkpoint=PATH.")
     import_modules(values["modules"])
     checkpoint = None
@@ -109,8 +109,8 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
 
 
 def _silence_lightning() -> None:
-    """Leave out what Lightning prints at every start and a user of a task can do nothing about."""
-    import lightning.pytorch  # noqa: F401  (sets its level and the form of warnings when it is imported)
+    """Silence Lightning's messages that a user of the command line cannot act on."""
+    import lightning.pytorch  # noqa: F401  (its import sets the log level and the format of warnings)
 
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
@@ -130,7 +130,7 @@ def _silence_lightning() -> None:
 
 
 def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
-    """Return the checkpoint of a run that was begun in this folder with the same settings."""
+    """Return the checkpoint of an unfinished run in this folder; its settings must be the same."""
     if not (run_dir / CONFIG).is_file() or not is_first():
         return None
     _refuse_other_settings(run_dir, values)
@@ -139,25 +139,25 @@ def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
 
 def _refuse_other_settings(run_dir: Path, values: dict[str, Any]) -> None:
     if different := saved.differences(load_config(run_dir), values):
-        raise ConfigError(f"{run_dir} holds a run of other settings ({different[0]}): give another folder.")
+        raise ConfigError(f"{run_dir} contains a run with other settings ({different[0]}): choose another folder.")
 
 
 def _run_in_sweep(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
-    """Run a job, skip one that has finished, and note a failure in its folder: the other jobs are still wanted."""
+    """Run a job of a sweep unless it has finished. A failure is recorded in its folder, and the sweep continues."""
     trainer = values["trainer"]
     if "ddp" in str(trainer["strategy"]) and "SLURM_JOB_ID" not in os.environ:
-        raise ConfigError("A sweep with trainer=ddp starts itself in every process: use hydra/launcher=slurm.")
+        raise ConfigError("A sweep with trainer=ddp would start in every process: use hydra/launcher=slurm.")
     print(f"\n{run_dir.name}", flush=True)
     if (run_dir / CONFIG).is_file():
         _refuse_other_settings(run_dir, values)
     if is_finished(run_dir):
-        print(f"finished before, in {run_dir}", flush=True)
+        print(f"already finished: {run_dir}", flush=True)
         return RunRecord(run_dir).objective
     try:
         (run_dir / FAILED).unlink(missing_ok=True)
         return execute(values, run_dir, typed)
     except FolderInUseError:
-        print("another process runs it", flush=True)
+        print("skipped: another process is running it", flush=True)
     except Interrupted:
         raise
     except Exception as error:

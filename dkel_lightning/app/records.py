@@ -1,4 +1,4 @@
-"""The files that a run leaves in its folder, and their one reader. Imports neither torch nor Lightning."""
+"""Read the files of a run's folder. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ State = Literal["finished", "failed", "unfinished"]
 
 
 class Curve(NamedTuple):
-    """One column of metrics.csv over its epochs, which count from 1."""
+    """One column of metrics.csv. Epochs count from 1."""
 
     epochs: list[float]
     values: list[float]
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """The test of one checkpoint, as summary.json holds it.
+    """Test scores of one checkpoint, as in summary.json.
 
     Attributes:
         deployed_accuracy: of the deployed network, in [0, 1].
@@ -37,11 +37,11 @@ class CheckpointScores:
         epoch: epochs trained when the checkpoint was written.
         images: test images of all processes together.
         classes: number of classes.
-        validated: whether a validation selected the best peers.
-        was_chosen: whether validation selected the deployed network too, rather than the user or the method.
+        validated: whether the best peers were selected in validation.
+        was_chosen: whether the deployed network was selected in validation too, rather than by the user or the method.
         deployed: name of the deployed member.
         validation_accuracy: of the deployed member at this checkpoint; None without validation.
-        passed_over: the `network` that the method itself deploys and its `validation_accuracy`, unless it is deployed.
+        passed_over: the `network` that the method deploys by default and its `validation_accuracy`, if another one won.
         disagreement: share of images on which two student peers differ, mean over pairs; None with a single peer.
         distance: `||theta_t - theta_s|| / ||theta_s||`; None without a teacher of the student's form.
     """
@@ -63,7 +63,7 @@ class CheckpointScores:
 
     @property
     def objective(self) -> float:
-        """Validation accuracy of the deployed network, its test accuracy where nothing was validated."""
+        """Validation accuracy of the deployed network; test accuracy without a validation."""
         return self.deployed_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
     @property
@@ -74,7 +74,7 @@ class CheckpointScores:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder shows it.
+    """A run, read from its folder.
 
     Attributes:
         label: name of the run's settings in a table of several runs.
@@ -87,14 +87,14 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """How the run ended; failed.txt counts more than the summary.json of an earlier end."""
+        """State of the run. failed.txt overrides the summary.json of an earlier attempt."""
         if (self.folder / FAILED).is_file():
             return "failed"
         return "finished" if (self.folder / SUMMARY).is_file() else "unfinished"
 
     @cached_property
     def message(self) -> str:
-        """Why the run failed; empty if it did not."""
+        """Error message of a failed run, else empty."""
         path = self.folder / FAILED
         return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
 
@@ -108,17 +108,17 @@ class RunRecord:
 
     @property
     def last(self) -> CheckpointScores | None:
-        """The test of the last epoch; None unless the run has finished."""
+        """Scores of the last epoch; None unless the run has finished."""
         return _scores(self.summary["test"]["last"]) if self.summary else None
 
     @property
     def best(self) -> CheckpointScores | None:
-        """The test of the epoch that validation selected; None where no checkpoint was written."""
+        """Scores of the epoch selected in validation; None without a checkpoint."""
         return _scores(self.summary["test"]["best"]) if self.summary and self.summary["test"].get("best") else None
 
     @property
     def selected(self) -> CheckpointScores | None:
-        """The test of the selected epoch, else that of the last one."""
+        """Scores of the selected epoch, else of the last one."""
         return self.best or self.last
 
     @property
@@ -128,19 +128,19 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the fit, with the stages before it."""
+        """Wall time of the fit, including earlier stages."""
         seconds = self.summary.get("seconds")
         return None if seconds is None else float(seconds + self.summary.get("seconds_before", 0.0))
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
-        """The columns of metrics.csv by name; empty where there is no such file."""
+        """The columns of metrics.csv by name; empty without the file."""
         path = self.folder / METRICS
         return read_curves(path) if path.is_file() else {}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read the columns of a metrics.csv, empty cells left out."""
+    """Read the columns of a metrics.csv, without empty cells."""
     curves: dict[str, Curve] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, its settings, its checkpoints and its lock."""
+"""The folder of a run: its path, settings, checkpoints and lock."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dkel_lightning.runtime.ranks import is_first
 
 @dataclass(frozen=True)
 class Run:
-    """What a task works on.
+    """The input of a task.
 
     Attributes:
         values: the resolved configuration.
-        folder: where everything is written, by the first process alone.
-        resume: the checkpoint to go on from; None for a new run.
+        folder: where the first process writes everything.
+        resume: the checkpoint to resume from; None for a new run.
     """
 
     values: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Run:
         return self.folder / "checkpoints"
 
     def write_config(self) -> None:
-        """Write config.yaml; a resumed run keeps the one that it began with."""
+        """Write config.yaml, unless the run is resumed."""
         if is_first() and self.resume is None:
             write_text(self.folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(self.values))))
 
@@ -52,15 +52,15 @@ class Run:
 # ---------------------------------------------------------------------- where a run is written
 
 
-@functools.cache  # one command asks several times, and a folder's name must not change in between
+@functools.cache  # called several times per command, and the result must not change
 def run_dir(task_folder: str | None, name: str, resume: str | None, checkpoint: str | None, now: str) -> str:
     """Return the folder of a run: Hydra's `hydra.run.dir`.
 
     Args:
-        task_folder: name of the folder that the task writes beside its checkpoint; None: a folder of its own.
+        task_folder: name of the task's folder in the run of its checkpoint; None for a new folder.
         name: of the experiment.
-        resume: checkpoint or folder of the run that goes on, or `last`.
-        checkpoint: what the task reads.
+        resume: checkpoint or folder of the run to resume, or `last`.
+        checkpoint: the checkpoint that the task reads.
         now: the time.
     """
     if resume:
@@ -72,7 +72,7 @@ def run_dir(task_folder: str | None, name: str, resume: str | None, checkpoint: 
 
 
 def run_of(path: Path) -> Path:
-    """Return the folder of the run that a checkpoint lies in; of a folder itself."""
+    """Return the run's folder for a checkpoint or for the folder itself."""
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -80,7 +80,7 @@ def run_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process and those that it starts."""
+    """Lock the folder of a run for this process and its children."""
     if not is_first():
         yield
         return
@@ -99,7 +99,7 @@ def load_config(folder: Path) -> dict[str, Any]:
     """Read config.yaml of a run."""
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.yaml: give the folder of a run, or a checkpoint in it.")
+        raise CheckpointError(f"{folder} has no config.yaml: pass the folder of a run, or a checkpoint in it.")
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return dict(values)
 
@@ -109,18 +109,18 @@ def resume_path(resume: str, outputs: str = "outputs") -> Path:
     if resume != "last":
         path = Path(resume).expanduser()
         if not path.exists():
-            raise ConfigError(f"resume={resume}: there is no such file or folder.")
+            raise ConfigError(f"resume={resume}: no such file or folder.")
         return path
     runs = [path.parent for path in Path(outputs).rglob(CONFIG) if not (path.parent.parent / CONFIG).is_file()]
     if not runs:
-        raise ConfigError(f"resume=last: no run lies under {Path(outputs).resolve()}.")
+        raise ConfigError(f"resume=last: there is no run in {Path(outputs).resolve()}.")
     return max(runs, key=lambda run: max(path.stat().st_mtime for path in (run / CONFIG, *run.rglob("*.ckpt"))))
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """Return the checkpoint with which a run goes on: the given one, else the whole one of most steps; None if none.
+    """Return the checkpoint to resume from: the given file, else the intact one with the most steps; None without any.
 
-    A torn checkpoint is named, with the one that is whole.
+    An error about a torn checkpoint names an intact one.
     """
     from dkel_lightning.checkpoints.archive import is_whole
     from dkel_lightning.checkpoints.file_format import load
@@ -128,28 +128,26 @@ def find_checkpoint(path: Path) -> Path | None:
     folder = run_of(path)
     candidates = [file for name in ("last", "best") if (file := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     whole = [file for file in candidates if is_whole(file)]
-    newest = max(
-        whole, key=lambda file: load(file, mmap=True)["global_step"], default=None
-    )  # of equally many steps the first, last.ckpt
+    newest = max(whole, key=lambda file: load(file, mmap=True)["global_step"], default=None)  # last.ckpt in a tie
     if path.is_file():
         if is_whole(path):
             return path
         hint = f"resume={newest}" if newest else "start the run again"
-        raise CheckpointError(f"{path} is torn, or no checkpoint: {hint}.")
+        raise CheckpointError(f"{path} is torn or not a checkpoint: {hint}.")
     torn = [str(file) for file in candidates if file not in whole]
     if torn and newest is None:
-        raise CheckpointError(f"{', '.join(torn)}: torn. Start the run again.")
+        raise CheckpointError(f"{', '.join(torn)} is torn: start the run again.")
     if torn and is_first():
         print(f"{', '.join(torn)} is torn: resuming from {newest}.", flush=True)
     return newest
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint that validation chose, else the last one."""
+    """Return best.ckpt, else last.ckpt."""
     paths = [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a run was tested, which comes last."""
+    """Return whether a run has written its summary, which comes last."""
     return (folder / SUMMARY).is_file()

@@ -1,8 +1,7 @@
-"""What a saved configuration decides: of a run that goes on, and of a checkpoint that is read.
+"""Which settings of a saved config.yaml are used to resume a run or to read a checkpoint.
 
-The file may be a stranger's. It describes its run by numbers, names that are looked up, and the folder of its images,
-which is read. What it names as a class, a logger, a callback, a module to import or a place to write is used only if
-the command names it again (`without_untrusted`).
+The file may come from a stranger. Numbers, registered names and the folder of the images are used. Classes, loggers,
+callbacks, modules to import and folders to write are used only if the command names them again (`without_untrusted`).
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from dkel_lightning.app.config import Values, leaves
 from dkel_lightning.app.run import load_config
 from dkel_lightning.errors import ConfigError
 
+OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 RESUMABLE = (
-    *("resume", "modules", "logger", "data.root", "data.download", "data.workers", "data.cache_dir"),
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")),
-    *("trainer.detect_anomaly", "trainer.max_time", "execution", "teacher.weights", "debug"),
-    *("callbacks.progress", "callbacks.on_collapse", "callbacks.checkpoint_every_n_epochs", "callbacks.extra"),
-    "callbacks.checkpoint_every_n_steps",
+    *("resume", "modules", "logger", "execution", "teacher.weights"),
+    *(f"data.{key}" for key in ("root", "download", "workers", "cache_dir")),
+    *(f"trainer.{key}" for key in (*OF_DEVICES, "log_every_n_steps", "max_time", "detect_anomaly")),
+    *(f"callbacks.{key}" for key in ("progress", "on_collapse", "extra")),
+    *(f"callbacks.checkpoint_every_n_{unit}" for unit in ("epochs", "steps")),
 )
-"""Groups and keys that a resumed run may have otherwise: they change where and how it runs, not what it computes."""
+"""Groups and keys that a resume may change: where and how a run is executed, not what it computes."""
 
 COMPUTED = ("data.mean", "data.std", "task", "name", "checkpoint", "sweep", "hydra")
-"""Keys that say nothing of what is trained, or are filled in by the run."""
+"""Keys that do not affect the training, or that the run fills in."""
 
-OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy")
-"""What a checkpoint's run decides for the tasks that read it."""
+"""Groups that tasks take from the run of their checkpoint."""
 
 TRUSTED = ("torch.optim.", "timm.optim.", "dkel_lightning.modules.optim.", "dkel_lightning.data.")
 
 
 def untrusted(saved: Values) -> dict[str, Any]:
-    """Return what a saved configuration names that is used only if the command names it again, by key."""
+    """Return the values of a saved configuration that are used only if the command names them again, by key."""
     classes = {
         key: value
         for key, value in leaves(saved).items()
@@ -49,20 +48,20 @@ def untrusted(saved: Values) -> dict[str, Any]:
 
 
 def without_untrusted(saved: Values, composed: Values, typed: set[str], folder: Path) -> dict[str, Any]:
-    """Replace what a saved configuration must not name by what the command composes; refuse what the run needs."""
+    """Take untrusted values from the command instead; refuse those that the run needs and the command does not name."""
     values: dict[str, Any] = copy.deepcopy({**saved})
     values["logger"], values["modules"] = composed["logger"], composed["modules"]
     data, typed_data = values.get("data", {}), composed["data"]
     if "cache_dir" in data:
         data["cache_dir"] = typed_data.get("cache_dir")
     if "download" in data and data.get("root") != typed_data.get("root"):
-        data["download"] = False  # images are read from where the file says; nothing new is written there
+        data["download"] = False  # images are read from the saved root, but nothing is written there
     for key, value in untrusted(saved).items():
         group = key.split(".")[0]
         if group in ("logger", "hydra") or key == "data.cache_dir" or {key, group} & typed:
             continue
         raise ConfigError(
-            f"{folder / 'config.yaml'} names {value} ({key}), which is used only if you name it: give {key}= again."
+            f"{folder / 'config.yaml'} names {value} ({key}), which is not trusted: pass {key}= again to use it."
         )
     return values
 
@@ -72,23 +71,23 @@ def _is_resumable(key: str) -> bool:
 
 
 def settings_hash(values: Values) -> str:
-    """Hash all settings that a resumed run must not change; checkpoints keep it."""
+    """Hash the settings that a resume must not change; it is stored in checkpoints."""
     fixed = {key: value for key, value in leaves(values).items() if not _is_resumable(key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(saved: Values, values: Values) -> list[str]:
-    """Name the settings, of those that a resumed run must not change, in which two configurations differ."""
+    """Describe the differences between two configurations in settings that a resume must not change."""
     before, now = leaves(saved), leaves(values)
     keys = [key for key in {**before, **now} if not _is_resumable(key)]
     return [f"{key}: {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
-    """Lay what the command names over the settings of the run in `folder`, as far as a resume may change it."""
+    """Return the settings of the run in `folder`, updated by the command where a resume allows it."""
     saved = load_config(folder)
     values = without_untrusted(saved, composed, typed, folder)
-    for key in sorted(typed - {"resume", "logger", "modules", "debug"}):
+    for key in sorted(typed - {"resume", "logger", "modules"}):
         group = key.split(".")[0]
         if group in ("task", "hydra"):
             continue
@@ -99,23 +98,23 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
         elif _at(saved, key) != _at(composed, key):
             changeable = ", ".join(RESUMABLE)
             raise ConfigError(
-                f"{key} would change a run that is being resumed: leave it out, or begin another run. "
-                f"What may change: {changeable}."
+                f"{key} cannot change when a run is resumed: leave it out, or start a new run. "
+                f"A resume can change {changeable}."
             )
     for key in ("devices", "num_nodes"):
         if values["trainer"].get(key) != saved["trainer"].get(key):
             raise ConfigError(
-                f"The run used trainer.{key}={saved['trainer'].get(key)}: another number of processes changes its "
-                "batches, so resume with the same."
+                f"The run used trainer.{key}={saved['trainer'].get(key)}: resume with the same. Another number of "
+                "processes would change its batches."
             )
     return {**values, "resume": None, "task": composed["task"]}
 
 
 def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
-    """Take networks, method and data from the run of a checkpoint; what the command names of its data wins."""
+    """Return the settings of the checkpoint's run for networks, method and data, updated by the command."""
     decided = sorted(key for key in typed if key.split(".")[0] in ("backbone", "method", "experiment"))
     if decided:
-        raise ConfigError(f"{', '.join(decided)}: the checkpoint decides this; leave it out.")
+        raise ConfigError(f"{', '.join(decided)}: fixed by the checkpoint; leave it out.")
     saved = without_untrusted(load_config(folder), composed, typed, folder)
     values = {**composed, "name": saved["name"], "modules": composed["modules"]}
     for group in CHECKPOINT_GROUPS:

@@ -1,4 +1,4 @@
-"""The final scores of a run: tests of its checkpoints, their table, and the mistakes of the deployed network."""
+"""Final scores of a run: test its checkpoints, print the table, write the confusion matrix."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = ("student", "ensemble", "teacher")
 
 
 def test(trainer: Trainer, module: DistillationModule, images: ClassificationData, epoch: int) -> CheckpointScores:
-    """Test the module with the weights that it holds, after `epoch` epochs."""
+    """Test the module with its current weights, which were trained for `epoch` epochs."""
     metrics = trainer.test(module, images, verbose=False)[0]
     deployed, accuracy = module.deployed_member(), _by_member(metrics, "test/acc/")
     return CheckpointScores(
@@ -62,7 +62,7 @@ def _validation_accuracy(module: DistillationModule, member: str) -> float | Non
 
 
 def _passed_over(module: DistillationModule, deployed: str) -> dict[str, Any] | None:
-    """Return the network that the method itself deploys, where validation selected one of another kind."""
+    """Return the network that the method deploys by default, if another kind was selected in validation."""
     network = deployment.usual_member(module)
     accuracy = _validation_accuracy(module, network)
     alike = network.partition("_")[0] == deployed.partition("_")[0]
@@ -70,7 +70,7 @@ def _passed_over(module: DistillationModule, deployed: str) -> dict[str, Any] | 
 
 
 def describe(member: str) -> str:
-    """Write the name of a member for a reader: `teacher_0` as teacher peer 0."""
+    """Return the display name of a member, such as teacher peer 0 for `teacher_0`."""
     kind, _, last = member.partition("_")
     if last.isdecimal():
         return f"{kind} peer {last}"
@@ -79,14 +79,14 @@ def describe(member: str) -> str:
 
 
 def _order(member: str) -> tuple[int, int, int]:
-    """Sort students before the ensemble and teachers, peers by number before their mean."""
+    """Return the sort key of a member: students, ensemble, teachers; peers by number before their mean."""
     kind, _, last = member.partition("_")
     rank = (0, int(last)) if last.isdecimal() else ({"mean": 1, "best": 2}.get(last, 3), 0)
     return (KINDS.index(kind) if kind in KINDS else len(KINDS), *rank)
 
 
 def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str) -> None:
-    """Print the closing table: a row a network, a column a checkpoint; the deployed network is marked by *."""
+    """Print the final table: one row per network, one column per checkpoint, * for the deployed network."""
     table = Table()
     table.add_column("network")
     for heading in tests:
@@ -100,13 +100,13 @@ def print_scores(tests: Mapping[str, CheckpointScores], title: str, note: str) -
             ]
             table.add_row(describe(member), *cells)
         table.add_section()
-    print(title)  # within the table it would be broken to the table's width
+    print(title)  # rich would wrap it to the width of the table
     Console().print(table)
     print(note, flush=True)
 
 
 def write_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], run_dir: Path) -> Path:
-    """Write confusion.csv of the deployed network's test and its figure, whose path is returned."""
+    """Write confusion.csv and its figure for the deployed network; return the figure's path."""
     rows = ([name, *row] for name, row in zip(names, counts, strict=True))
     write_csv(run_dir / "confusion.csv", [["true class", *names], *rows])
     figure = run_dir / "figures" / "confusion.png"

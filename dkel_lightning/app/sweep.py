@@ -1,6 +1,6 @@
-"""The runs below one folder as one table: methods, settings and seeds of a multirun. Imports no torch.
+"""Summarise the runs of a multirun in tables and figures. Does not import torch.
 
-A run's label is what was varied besides the seed. Labels are compared over the seeds that both have.
+The label of a run is what varies besides the seed. Labels are compared over their common seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Settings = dict[str, str]
 Score = Callable[[RunRecord], float | None]
 NOT_KNOWN = "n/a"
 DEFAULT = "default"
-"""The label of runs in whose names nothing is varied."""
+"""Label of runs whose names do not vary."""
 MEMORY_OF = {"gpu": "tensors on the GPU", "process": "resident set of the process"}
 
 
@@ -33,21 +33,21 @@ MEMORY_OF = {"gpu": "tensors on the GPU", "process": "resident set of the proces
 
 
 def load_runs(folder: Path) -> list[RunRecord]:
-    """Load every run below a folder, ordered by label and seed.
+    """Load every run below a folder, sorted by label and seed.
 
-    A run is a folder with summary.json, failed.txt or config.yaml; what lies in it belongs to it. Its name gives the
-    label: `dkel/seed_0`, or overrides such as `method=dkel,seed=0`, of which those that all runs share are left out.
+    A run is a folder with summary.json, failed.txt or config.yaml; its subfolders are not searched. The label comes
+    from its name: `dkel/seed_0`, or overrides such as `method=dkel,seed=0`, without those that all runs share.
     """
     paths = [*_run_folders(folder)]
     if not paths:
-        raise ConfigError(f"There is no run below {folder}: give the folder of a sweep.")
+        raise ConfigError(f"There is no run in {folder}: pass the folder of a sweep.")
     settings = [_settings_in(path.relative_to(folder).as_posix()) for path in paths]
     seeds = [one.pop("seed", "") for one in settings]
     keys = dict.fromkeys(key for one in settings for key in one)
     varied = [key for key in keys if len({one.get(key) for one in settings}) > 1]
     settings = [{key: one[key] for key in varied if key in one} for one in settings]
     pairs = {pair for one in settings for pair in one.items()}
-    # A value names a run without its key if no other key has the same value.
+    # Labels omit the key if the value alone is unambiguous.
     alone = max(map(len, settings)) < 2 and len({value for _, value in pairs}) == len(pairs)
     runs = []
     for path, seed, one in zip(paths, seeds, settings, strict=True):
@@ -67,7 +67,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _settings_in(name: str) -> Settings:
-    """Read label and seed from a folder's name: `dkel/seed_0`, or overrides with commas between them."""
+    """Parse a folder's name: `dkel/seed_0`, or overrides separated by commas."""
     if match := re.fullmatch(r"(?:(.*)/)?seed_(\d+)", name):
         return {"": match[1] or "", "seed": match[2]}
     pieces = re.split(r",(?=[\w.@/+~-]+=)", name)  # a comma inside of a value is not followed by a key
@@ -76,7 +76,7 @@ def _settings_in(name: str) -> Settings:
 
 
 def _size(value: str) -> tuple[float, str]:
-    """Return what to sort a value by: a number by its size, before words."""
+    """Return the sort key of a value: numbers by size, then words."""
     try:
         return float(value), value
     except ValueError:
@@ -88,10 +88,10 @@ def _size(value: str) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Column:
-    """A score in the table: its heading, how it is read from a run, and how it is written.
+    """A column of the table: its heading, how to read it from a run, and how to format it.
 
     Attributes:
-        measured: whether it has a deviation; what is set has none.
+        measured: whether to show the deviation over seeds.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Column:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def cell(self, summary: Sample | None) -> str:
-        """Write mean and sample deviation."""
+        """Format mean and sample deviation."""
         if summary is None:
             return NOT_KNOWN
         mean = f"{summary.mean * self.scale:,.{self.digits}f}"
@@ -115,7 +115,7 @@ class Column:
         return f"{mean} ± {summary.deviation * self.scale:,.{self.digits}f}"
 
     def difference(self, pairs: Paired | None) -> tuple[str, str]:
-        """Write the mean of paired differences, and its 95 % interval."""
+        """Format the mean of paired differences and its 95 % interval."""
         if pairs is None:
             return NOT_KNOWN, NOT_KNOWN
         mean, *ends = [
@@ -169,7 +169,7 @@ class Group:
     runs: Mapping[str, RunRecord]
 
     def values(self, column: Column) -> dict[str, float]:
-        """Return a score of the finished runs that have it, by seed."""
+        """Return a score of the finished runs, by seed."""
         scores = {seed: column.score(run) for seed, run in self.runs.items() if run.state == "finished"}
         return {seed: score for seed, score in scores.items() if score is not None}
 
@@ -179,13 +179,13 @@ class Group:
         return sample(values) if values else None
 
     def less(self, other: Group, column: Column) -> Paired | None:
-        """Compare with another label over the seeds that both have; None without any."""
+        """Compare with another label over their common seeds; None without any."""
         mine, others = self.values(column), other.values(column)
         seeds = [seed for seed in mine if seed in others]
         return paired([mine[seed] for seed in seeds], [others[seed] for seed in seeds]) if seeds else None
 
     def curves(self, name: str) -> list[Curve]:
-        """Return a column of metrics.csv, of each finished run that has it."""
+        """Return a column of metrics.csv for each finished run that has it."""
         return [run.curves[name] for run in self.runs.values() if run.state == "finished" and name in run.curves]
 
 
@@ -194,7 +194,7 @@ def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
     labels = [*dict.fromkeys(run.label for run in runs)]
     groups = [Group(label, {run.seed: run for run in runs if run.label == label}) for label in labels]
     if reference is not None and reference not in labels:
-        raise ConfigError(f"sweep.reference={reference} is no label of {folder}: choose one of {', '.join(labels)}.")
+        raise ConfigError(f"sweep.reference={reference} is not a label in {folder}: choose one of {', '.join(labels)}.")
     return groups, groups[0 if reference is None else labels.index(reference)]
 
 
@@ -202,7 +202,7 @@ def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
 
 
 def table(run: Run) -> None:
-    """task=table: write the tables of `sweep.folder` anew."""
+    """task=table: write the tables of `sweep.folder` again."""
     folder, reference = Path(run.values["sweep"]["folder"]), run.values["sweep"]["reference"]
     written = write_tables(folder, reference)
     print_tables(folder, reference)
@@ -210,11 +210,11 @@ def table(run: Run) -> None:
 
 
 def write_tables(folder: Path, reference: str | None = None) -> list[str]:
-    """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder; return the names of what was written.
+    """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder; return the file names.
 
     Args:
         folder: of the sweep.
-        reference: label that the others are compared to; the first one by default.
+        reference: label that the others are compared to; by default the first.
     """
     groups, base = _grouped(folder, reference)
     write_csv(folder / "runs.csv", _run_rows(groups))
@@ -318,7 +318,7 @@ def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
 
 
 def print_tables(folder: Path, reference: str | None = None) -> None:
-    """Print the main columns of the runs below a folder, and the differences to the reference."""
+    """Print the main columns and the differences to the reference."""
     groups, base = _grouped(folder, reference)
     print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
     if len(groups) > 1:

@@ -1,4 +1,4 @@
-"""What Hydra calls at the start and the end of a sweep."""
+"""Hydra's callback around a sweep."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 LABELS = ("method", "variant")
-"""Keys that name a run also where they are constant: two sweeps may share a folder."""
+"""Keys that stay in a run's name even if they are constant: two sweeps may share a folder."""
 
 
 class SweepTables(Callback):
-    """Name the folders of a sweep's jobs, and write its tables and figures when they have ended."""
+    """Name the folders of the jobs, and write tables and figures at the end."""
 
     failed: ClassVar[list[str]] = []
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Name the folder of each job by the overrides that vary: `method=dkel,seed=0`."""
+        """Name each job's folder by the overrides that vary, such as `method=dkel,seed=0`."""
         overrides = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
         constant = [item.key_or_group for item in overrides if not item.is_sweep_override()]
         excluded = ",".join(key for key in constant if key not in LABELS)
@@ -27,7 +27,7 @@ class SweepTables(Callback):
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write the tables into the folder of the sweep, and print the main columns."""
+        """Write the tables into the sweep's folder and print the main columns."""
         from dkel_lightning.app import sweep
 
         folder = Path(config.hydra.sweep.dir)

@@ -1,4 +1,4 @@
-"""`dkel_lightning.train(...)`: a training as on the command line, in this process, with the network as its result."""
+"""`dkel_lightning.train(...)`: train in this process as the command line does, and return the network."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def train(
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Train as `dkel` does, in this process, and return the deployed network.
+    """Train as the command `dkel` does, in this process, and return the deployed network.
 
     Args:
-        model: a registered backbone, `timm:`, `torchvision:` or `hf:` with a name, or a classifier of your own, whose
-            weights are kept if it was trained; the experiment's by default.
+        model: a registered backbone, `timm:`, `torchvision:` or `hf:` with a name, or your own classifier; a
+            trained one keeps its weights. By default the experiment's.
         data: a registered data set, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.
         out: folder of the run; an unfinished run of the same settings there is resumed. Under outputs/ by default.
         settings: any key of the command line with its value, such as `{"optimizer.lr": 0.05, "trainer": "cpu"}`; it
-            wins over the arguments before it. `experiment` is the one of the data set's name by default, and own_data
-            for your own data.
+            overrides the other arguments. The default `experiment` is the one named like the data set, or own_data for
+            your own data.
     """
     from dkel_lightning.app import build
     from dkel_lightning.app.main import execute
@@ -87,11 +87,11 @@ def train(
     cfg = compose_call(model, str(data), method, epochs, settings or {})
     values = config.resolve(cfg)
     if values["task"]["name"] != "train":
-        raise ConfigError("train() returns a network: leave out task.")
+        raise ConfigError("train() returns a network: do not set task.")
     if values["resume"] is not None:
         raise ConfigError("train() resumes the run in out: pass its folder as out, and leave out resume.")
     if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:
-        raise ConfigError("train() trains in one process: start a training on several devices on the command line.")
+        raise ConfigError("train() uses one process: train on several devices from the command line.")
     folder = Path(cfg.hydra.run.dir if out is None else out)
     execute(values, folder, set())
     return _trained(folder, build.MODELS.pop(values["backbone"]["name"], None))
@@ -100,7 +100,7 @@ def train(
 def compose_call(
     model: str | None, data: str, method: str | None, epochs: int | None, settings: Mapping[str, Any]
 ) -> DictConfig:
-    """Compose the configuration of a call: Hydra composes the groups, other values are set as they are."""
+    """Compose the configuration of a call: Hydra composes the groups, other values are set unparsed."""
     arguments = {**_data(data), "backbone.name": model, "method": method, "trainer.max_epochs": epochs}
     chosen: dict[str, Any] = {key: value for key, value in arguments.items() if value is not None} | dict(settings)
     groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}

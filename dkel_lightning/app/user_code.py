@@ -1,4 +1,4 @@
-"""A user's own code: modules that are imported, and methods that they register."""
+"""Import a user's modules and the methods that they register."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, by the checksums of its ZIP archive. Imports neither torch nor Lightning."""
+"""Check the checksums of a checkpoint's ZIP archive. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def fault(path: Path) -> str | None:
-    """Compare every member with its checksum, which torch does not do; None if all of them match."""
+    """Return what is wrong with an archive, or None. torch does not compare checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -17,5 +17,5 @@ def fault(path: Path) -> str | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has all its bytes as they were written."""
+    """Return whether a checkpoint is intact."""
     return checkpoint.is_file() and fault(checkpoint) is None

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without executing anything in them."""
+"""Write checkpoints atomically, and read them without executing anything in them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dkel_lightning.errors import CheckpointError, full_disk
 from dkel_lightning.runtime.atomic_files import atomic_write
 
 KEY = "dkel_lightning"
-"""Entry of a checkpoint that holds what this library adds to Lightning's."""
+"""Entry of a checkpoint that this library adds."""
 FORMAT = 3
 _MAY_DIFFER = ("deploy", "image_size", "seed")
-"""Settings of a recipe that shape neither the networks nor the loss."""
+"""Settings of a recipe that affect neither the networks nor the loss."""
 
 
 def add_metadata(
@@ -53,7 +53,7 @@ def load(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> 
     """Read a Lightning checkpoint of tensors and primitives; with `mmap`, tensors are read when they are used."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"No checkpoint at {path}: give the path of a .ckpt file.")
+        raise CheckpointError(f"No checkpoint at {path}: pass the path of a .ckpt file.")
     checkpoint = read(path, map_location, mmap=mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
@@ -61,20 +61,19 @@ def load(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> 
 
 
 def read(path: Path, map_location: Any = "cpu", hint: str = "use an earlier checkpoint", mmap: bool = False) -> Any:
-    """Read a file of torch with `weights_only`, so that nothing in it is executed.
+    """Read a file of `torch.save` with `weights_only`, so that nothing in it is executed.
 
-    Every file of weights is read here. Its checksums are compared unless it is only mapped into memory. `hint` ends the
-    message about a damaged file.
+    Checksums are compared unless the file is mapped into memory. `hint` ends the message about a damaged file.
     """
     with path.open("rb") as file:
-        has_checksums = file.read(4) == b"PK\x03\x04"  # torch's format before 1.6 has none
+        has_checksums = file.read(4) == b"PK\x03\x04"  # the format before torch 1.6 has none
     fault = archive.fault(path) if has_checksums and not mmap else None
     if fault is not None:
         raise CheckpointError(f"{path} is damaged ({fault}): {hint}.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which timm's files hold
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values in files of timm
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # on bytes that are no checkpoint torch raises almost anything
+    except Exception as error:  # torch raises errors of many kinds
         raise CheckpointError(_describe(error, path, hint)) from error
 
 
@@ -97,14 +96,14 @@ def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]
     arguments = _recipe(checkpoint, path)
     if arguments is None:
         raise CheckpointError(
-            f"{path} was trained with parts put together by hand: "
-            "build the module the same way and load its state_dict."
+            f"{path} was trained with parts constructed by hand: "
+            "construct the module in the same way and load its state_dict."
         )
     return arguments
 
 
 def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None:
-    """Refuse a checkpoint whose networks or method differ from the recipe `ours`, listing the differences."""
+    """Raise an error if networks or method of a checkpoint differ from the recipe `ours`."""
     theirs = _recipe(checkpoint, "This checkpoint")
     if theirs is None or ours is None:
         return
@@ -112,7 +111,7 @@ def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None
     differences = [
         f"{key}: {other.get(key)} in the checkpoint, {mine.get(key)} here"
         for key in mine
-        # A key that is missing on one side belongs to another version; its default is what that version did.
+        # A key that is missing on one side belongs to another version, where the default applied.
         if key in other and not key.startswith(_MAY_DIFFER) and mine.get(key) != other.get(key)
     ]
     if differences:
@@ -136,8 +135,8 @@ def _recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any
         raise CheckpointError(f"{name} was not written by a DistillationModule.")
     if (version := metadata.get("format")) != FORMAT:
         raise CheckpointError(
-            f"{name} has format {version}, and this version reads format {FORMAT} alone: "
-            "install the version of dkel_lightning that wrote it."
+            f"{name} has format {version}, but this version of dkel_lightning reads format {FORMAT}: "
+            "install the version that wrote it."
         )
     arguments: Mapping[str, Any] | None = metadata.get("recipe")
     return arguments
@@ -146,8 +145,7 @@ def _recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint to a temporary file, flush it to the disk, and rename it.
 
-    Whatever interrupts the writing, the target is the old whole file or the new whole file. Reading uses
-    `weights_only`, whatever the caller asks for.
+    An interrupted write leaves the old file intact. Reading always uses `weights_only`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -158,7 +156,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its archive writer, about positions in the file.
+            # torch reports a full disk as a RuntimeError about positions in the file.
             reason = full_disk(error) or error
             reason = getattr(reason, "strerror", None) or reason
             before = " The last checkpoint is untouched." if target.is_file() else ""

@@ -1,4 +1,4 @@
-"""Data: readers, splits, augmentation, loaders and the Lightning data modules that join them."""
+"""Data: readers, splits, augmentation, loaders and Lightning data modules."""
 
 from dkel_lightning.data.augment import CropFlip
 from dkel_lightning.data.batch import Batch, WithIndices
@@ -7,7 +7,6 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dkel_lightning.data.readers.digits import DigitsDataModule
-from dkel_lightning.data.readers.hf import HuggingFaceDataModule
 from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
 from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
@@ -20,7 +19,6 @@ __all__ = [
     "ClassificationData",
     "CropFlip",
     "DigitsDataModule",
-    "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",

@@ -18,7 +18,7 @@ POLICIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "randaugment": v2.RandAugment,
     "trivial": v2.TrivialAugmentWide,
 }
-"""torchvision's policies with their defaults, applied to each view of each image after crop and flip."""
+"""torchvision's policies with their defaults, applied to each view after crop and flip."""
 
 
 class Normalize:
@@ -40,7 +40,7 @@ class Normalize:
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-@functools.cache  # so that no batch waits for a copy from the host
+@functools.cache  # avoids a copy from the host per batch
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
@@ -48,7 +48,7 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 class Crops(NamedTuple):
     """Random draws for each view of each sample, int64 `[V, B]`.
 
-    `tops` and `lefts` count pixels from the corner of the padded image, `flips` are 0 or 1, `seeds` seed torchvision's
+    `tops` and `lefts` are offsets in the padded image, in pixels; `flips` are 0 or 1; `seeds` are for torchvision's
     transforms of single images.
     """
 
@@ -70,7 +70,7 @@ class CropFlip:
         mean: As in `Normalize`.
         std: As in `Normalize`.
         policy: `standard` (none) or one of `POLICIES`, for images of 1 or 3 channels.
-        strong: One of `POLICIES` in place of `policy` in the first half of the views, those of the students.
+        strong: One of `POLICIES` for the first half of the views, those of the students, in place of `policy`.
 
     Source of the policies: RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158).
     """
@@ -105,7 +105,7 @@ class CropFlip:
         return Crops(offsets[0], offsets[1], flips, seeds)
 
     def cut(self, images: Any, crops: Crops) -> Tensor:
-        """Return the uint8 views `[B, V, C, H, W]` of what `read` returns, before normalisation."""
+        """Return the uint8 views `[B, V, C, H, W]` of the images that `read` returns, before normalisation."""
         views = self._cut(images, crops)
         if any(self._policies):
             sizes = [len(views) // 2, len(views) - len(views) // 2]
@@ -116,7 +116,7 @@ class CropFlip:
     def _cut(self, images: Tensor, crops: Crops) -> Tensor:
         height, width = images.shape[-2:]
         padded = F.pad(images, (self.padding,) * 4)
-        # A mirrored crop is a crop of the mirrored image from the other side, so one gather does both.
+        # A mirrored crop is a crop of the mirrored image from the other side, so one gather suffices.
         both = torch.stack([padded, padded.flip(-1)]) if self.flip else padded[None]
         lefts = torch.where(crops.flips == 1, 2 * self.padding - crops.lefts, crops.lefts)
         windows = both.unfold(3, height, 1).unfold(4, width, 1)  # [2, B, C, tops, lefts, H, W], a view
@@ -124,7 +124,7 @@ class CropFlip:
         return windows[crops.flips, samples, :, crops.tops, lefts]
 
     def read(self, stored: StoredImages, indices: Tensor) -> Any:
-        """Read what `cut` takes of these samples of a split."""
+        """Read the images of these samples in the form that `cut` takes."""
         return stored.read(indices)
 
 
@@ -167,13 +167,13 @@ class ResizedCropFlip(CropFlip):
         return torch.stack(cuts).view(*crops.seeds.shape, *cuts[0].shape)
 
     def read(self, stored: StoredImages, indices: Tensor) -> list[Tensor]:
-        """Read the whole images, uint8 `[C, H, W]` of any size each."""
-        encoded: Any = stored.images  # `EncodedImages`
-        return [torch.from_numpy(encoded.original(int(index))) for index in stored.chosen[indices.numpy()]]
+        """Read the whole images, each uint8 `[C, H, W]`."""
+        files: Any = stored.images  # `ImageFiles`
+        return [torch.from_numpy(files.original(int(index))) for index in stored.chosen[indices.numpy()]]
 
 
 def _transform_each(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Transform each view of `[V, B, C, H, W]` under its own seed: torchvision draws from the global generator."""
+    """Transform each view of `[V, B, C, H, W]` with its own seed of the global generator, which torchvision uses."""
     result = torch.empty_like(views)
     with seeded(0):  # restores the user's generator
         targets, images = result.flatten(0, 1), views.flatten(0, 1)

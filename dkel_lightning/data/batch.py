@@ -1,4 +1,4 @@
-"""The batches that loaders yield and modules take."""
+"""The batches of loaders and modules."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 class Batch(NamedTuple):
     """Images and labels of a batch.
 
-    `views` is float32 [B, V, C, H, W], or [B, C, H, W] when all peers share one view and in evaluations; `labels` int64
-    [B], -1 where a label is not known; `indices` [B], positions of the samples in their split, or None where unknown.
+    `views` is float32 [B, V, C, H, W], or [B, C, H, W] if all peers share one view and in evaluations; `labels` int64
+    [B], -1 for an unknown label; `indices` [B] the positions of the samples in their split, or None.
     """
 
     views: Tensor

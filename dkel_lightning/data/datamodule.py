@@ -1,4 +1,4 @@
-"""The Lightning data module of every data set here: the same batches, splits and settings for all readers."""
+"""The base class of our data modules: batches, splits and settings."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from dkel_lightning.settings.data import DataSettings, LabelNoise
 from dkel_lightning.settings.declarations import from_mapping, settings_of
 
 MOST_ON_DEVICE = 2 << 30
-"""Bytes of images that `residency="auto"` puts on the device."""
+"""Bytes of images up to which `residency="auto"` uses the device."""
 
 
 class ImageDataModule(ClassificationData, ABC):
     """Train, validation and test loaders of an image classification set.
 
     Training batches are (views float32 `[B, V, C, H, W]`, labels, indices), evaluation batches (images `[B, C, H, W]`,
-    labels, indices); indices count within the split. Without a Trainer, call `prepare_data()` and `setup()`; the
-    loaders then serve the CPU and one process.
+    labels, indices); indices are positions in the split. Without a Trainer, call `prepare_data()` and `setup()`; the
+    loaders are then for the CPU and one process.
 
-    A data set implements `read` (and `prepare_data`, which downloads and decodes).
+    Subclasses implement `read`, and `prepare_data` to download or decode.
 
-    Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `unlabelled_size` (the part of
-    `train_size` whose label is -1: not known), `val_size`, `test_size`, and `true_labels`, an int64 tensor `[N]` of the
-    training labels before label noise.
+    Attributes after `setup`: `num_classes`, `class_names`, `image_shape`, `train_size`, `unlabelled_size` (training
+    images with the label -1: unknown), `val_size`, `test_size`, and `true_labels`, the training labels `[N]` (int64)
+    before label noise.
 
-    `DataSettings` explains the arguments, except for two:
+    `DataSettings` documents the arguments, except for two:
 
     Args:
-        views: Views of each training sample: 1, or one for each peer, or also one for each teacher, which come last.
-        seed: Seed of order and augmentation. It does not decide which images are held out.
+        views: Views of each training sample: 1, one for each peer, or one for each peer and then one for each teacher.
+        seed: Seed of order and augmentation, but not of the splits.
 
-    Where the set has validation images, `validation` is not used; nor is `test` where it has test images. With
-    `selection="paper"` all training images are trained on, and the validation loader yields the test set. `split_seed`
-    also chooses what `limit` and `labelled` keep. Only known labels that are trained on are changed by `label_noise`.
+    `validation` and `test` are ignored if the data set has such images. With `selection="paper"` no training images are
+    held out, and the validation loader yields the test set. `split_seed` also selects the images of `limit` and
+    `labelled`. `label_noise` changes known training labels only.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class ImageDataModule(ClassificationData, ABC):
         return {"train": zlib.crc32(train.labels.numpy().tobytes() + train.chosen.tobytes())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume with other images or labels."""
+        """Raise an error if the images or labels have changed."""
         if state_dict != self.state_dict():
-            raise DataError(f"{self.root} is not the data that this run began with: its images or labels have changed.")
+            raise DataError(f"{self.root} is not the data of the resumed run: its images or labels have changed.")
 
     def teardown(self, stage: str | None = None) -> None:
         self._resident.clear()
@@ -167,12 +167,12 @@ class ImageDataModule(ClassificationData, ABC):
     def test_dataloader(self) -> EvaluationLoader:
         return self._evaluation_loader("test")
 
-    # For the rest of the library.
+    # Used by callbacks and tasks.
 
     def wrongly_labelled(self, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield training images with a wrong label, normalised without augmentation, with wrong and true labels.
+        """Yield images with a wrong label: batches (images, wrong labels, true labels) on the CPU.
 
-        Batches (float32 `[B, C, H, W]`, `[B]`, `[B]`) on the CPU, at most `most` images in all, spread over the set.
+        Images are float32 `[B, C, H, W]`, normalised but not augmented; at most `most` images, spread over the set.
         """
         stored = self._stored("train")
         wrong = torch.nonzero(stored.labels != self.true_labels).flatten()
@@ -183,27 +183,27 @@ class ImageDataModule(ClassificationData, ABC):
                 yield self.augment.normalize(stored.read(chosen)), stored.labels[chosen], self.true_labels[chosen]
 
     def balanced_weights(self) -> list[float]:
-        """Return the weight N / (C N_c) of each class, so that all classes weigh alike; known labels count."""
+        """Return the weight N / (C N_c) of each class, from known labels."""
         labels = self._stored("train").labels
         counts = torch.bincount(labels[labels >= 0], minlength=self.num_classes)
         return (counts.sum() / (self.num_classes * counts.clamp_min(1))).tolist()
 
     @property
     def augment(self) -> CropFlip:
-        """The training augmentation, including the normalisation."""
+        """The training augmentation with its normalisation."""
         assert self._augment is not None, "call setup() first"
         return self._augment
 
     @property
     def chosen_residency(self) -> str:
-        """`residency`, with `auto` decided by the size of the images."""
+        """`residency`, where `auto` depends on the size of the images."""
         if self.residency != "auto":
             return self.residency
         arrays = {id(split.images): split.images.nbytes for split in self._splits.values()}
         return "device" if sum(arrays.values()) <= MOST_ON_DEVICE else "workers"
 
     def _place(self) -> tuple[torch.device, int, int]:
-        """Return device, rank and number of processes of the loaders."""
+        """Return device, rank and number of processes."""
         trainer = self.trainer
         if trainer is None:
             return torch.device("cpu"), 0, 1
@@ -221,11 +221,11 @@ class ImageDataModule(ClassificationData, ABC):
         return WorkerImages(split, self.augment, views, workers=self.workers, device=device)
 
     def _on_device(self, images: Any, device: torch.device) -> Tensor:
-        """Return a whole array on the device, until `teardown`; on a CPU without a copy, memory maps included."""
+        """Return an array on the device, kept until `teardown`; on a CPU without a copy, also of a memory map."""
         if (id(images), device) not in self._resident:
             array = np.ascontiguousarray(images if isinstance(images, np.ndarray) else images[:])
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that a memory map is read-only: nothing writes to it
+                warnings.simplefilter("ignore", UserWarning)  # a memory map is read-only
                 self._resident[id(images), device] = torch.from_numpy(array).to(device)
         return self._resident[id(images), device]
 
@@ -249,7 +249,7 @@ class ImageDataModule(ClassificationData, ABC):
             train = train[limited(labels[train], self.limit, self.split_seed)]
         true = labels[train] if self.labelled is None else hide_labels(labels[train], self.labelled, self.split_seed)
         self.true_labels = torch.from_numpy(true)
-        # Last, so that neither the held-out part nor the limit depends on a wrong label, and the rate is exact.
+        # Noise comes last: splits do not depend on wrong labels, and the rate is exact.
         known, noisy = true >= 0, true.copy()
         noisy[known] = with_wrong_labels(true[known], len(data.class_names), self.label_noise)
         return {"train": StoredImages(images, noisy, train), "val": val, "test": test}
@@ -257,13 +257,13 @@ class ImageDataModule(ClassificationData, ABC):
     def _make_augment(self, data: ImageSet) -> CropFlip:
         mean, std = self.mean, self.std
         if mean is None or std is None:
-            # Of all training images, so that selection and limit do not change the inputs of a network.
+            # Of all training images, so that the inputs do not depend on selection and limit.
             measured = channel_statistics(data.train.images)
             mean, std = mean or measured[0], std or measured[1]
         channels = data.train.images.shape[1]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
-                raise ConfigError(f"data.{name} has {len(values)} values, but the images have {channels} channel(s)")
+                raise ConfigError(f"data.{name} has {len(values)} values for images of {channels} channel(s)")
         return CropFlip(self.padding, self.flip, mean, std, self.policy, self.augment_strong)
 
     def _stored(self, name: str) -> StoredImages:

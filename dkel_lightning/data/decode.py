@@ -1,4 +1,4 @@
-"""Image files as uint8 arrays: decoded once into a memory-mapped file, or at each use."""
+"""Image files as uint8 arrays, decoded once into a memory-mapped file or at each use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +23,15 @@ from dkel_lightning.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CACHE_FOLDER = "dkel_cache"
-# By content. Pillow's other formats are rare, and EPS starts another program.
+# By content. Pillow's other formats are rare, and EPS would start Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CHUNK = 1024
 
 
 def decode_to(data: bytes, name: str, shape: tuple[int, int, int], margin: float = 1.0) -> NDArray[np.uint8]:
-    """Return the largest central part of an image with the proportions of `shape`, scaled to it, uint8 `[C, H, W]`.
+    """Resize the shorter side of an image and crop the centre to `shape`: uint8 `[C, H, W]`, C 3 (RGB) or 1 (grey).
 
-    C is 3 for RGB or 1 for grey. This is "resize the shorter side, then crop the centre"; with a `margin` the image is
-    scaled to that many times the size first, and its centre is cut out.
+    With a `margin` the image is resized to that many times the size first.
     """
     channels, height, width = shape
     scaled_width, scaled_height = round(width * margin), round(height * margin)
@@ -54,58 +53,61 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         try:
             opened = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError:
-            raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
+            raise ValueError(f"not one of {', '.join(_FORMATS)}") from None
         with opened as image:
-            if image.mode.startswith(("I", "F")):  # which Pillow would clip to white
-                raise ValueError("it has more than 8 bits a channel: convert it to 8 bits")
+            if image.mode.startswith(("I", "F")):  # Pillow would clip it to white
+                raise ValueError("more than 8 bits per channel: convert it to 8 bits")
             yield image
     except Exception as error:  # decoders raise errors of many kinds
-        raise DataError(f"{name} is no readable image ({error}): replace or remove it") from error
+        raise DataError(f"{name} is not a readable image ({error}): replace or remove it") from error
 
 
-class EncodedImages:
-    """Encoded images as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
+class ImageFiles:
+    """Image files as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
 
     Args:
-        count: N.
+        files: The N files.
         size: Height and width.
-        encoded: Returns the bytes of an image, and its name for messages; workers get a copy.
         margin: As in `decode_to`.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
-        self.shape = (count, 3, size, size)
-        self.size = count * 3 * size * size
-        self.nbytes = self.size
-        self.encoded = encoded
+    def __init__(self, files: Sequence[str], size: int, margin: float = 1.0) -> None:
+        # One block of memory: workers would copy a list of strings page by page.
+        self._names = np.array([os.fsencode(name) for name in files])
+        self.shape = (len(files), 3, size, size)
+        self.size = self.nbytes = len(files) * 3 * size * size
         self.margin = margin
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
-        return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
+        names = [self.name(index) for index in np.arange(len(self))[chosen]]
+        return np.stack([decode_to(Path(name).read_bytes(), name, self.shape[1:], self.margin) for name in names])
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._names[index]))
 
     def original(self, index: int) -> NDArray[np.uint8]:
         """Return a whole image, uint8 `[3, H, W]`."""
-        with _opened(*self.encoded(index)) as image:
+        name = self.name(index)
+        with _opened(Path(name).read_bytes(), name) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 class Cache:
     """Decoded images of a list of files in one `.npy` file, which every process maps into memory.
 
-    Its name holds a hash of the names, sizes and times of the files, so a file that changes makes a new cache. Files
-    that cannot be read are left out and listed beside it.
+    Its name contains a hash of the names, sizes and times of the files, so a changed file makes a new cache. Unreadable
+    files are left out and listed in a JSON file.
 
     Args:
-        folder: Where the cache lies.
+        folder: Folder of the cache.
         files: The image files.
-        root: Folder that holds the files; the cache stays valid when it is moved.
+        root: Folder of the files; the cache stays valid if it is moved.
         size: Height and width of the decoded images.
     """
 
@@ -123,7 +125,7 @@ class Cache:
         return os.path.relpath(name, self.root)
 
     def prepare(self) -> None:
-        """Decode the files unless that is done; the cache appears only once it is complete."""
+        """Decode the files unless the cache exists. It appears only when it is complete."""
         if self.path.exists():  # before the lock, since the folder may be read-only
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,17 +153,17 @@ class Cache:
     def load(self) -> NDArray[np.uint8]:
         """Return the memory-mapped images, uint8 `[N, 3, size, size]`, in the order of the readable files."""
         if not self.path.exists():
-            raise DataError(f"there is no cache {self.path} of the images as they are now: call prepare_data() first")
+            raise DataError(f"no cache {self.path} of the current images: call prepare_data() first")
         images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return images
 
     def broken(self) -> dict[str, str]:
-        """Return what is wrong with each unreadable file, by its name below the root."""
+        """Return the error of each unreadable file, by its name below the root."""
         path = self.path.with_suffix(".json")
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _write_header(self, file: BinaryIO, images: int) -> None:
-        """Write the header of an `.npy` file, which numpy fills up to 128 bytes for any number of images."""
+        """Write the header of an `.npy` file; numpy pads it, so its length does not depend on the number of images."""
         header = {"descr": "|u1", "fortran_order": False, "shape": (images, *self.shape)}
         np.lib.format.write_array_header_1_0(file, header)
 

@@ -1,4 +1,4 @@
-"""Arrays of images with their labels: what readers return, the checks on it, and parts of it."""
+"""Images with labels: the result of readers, its checks, and splits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CHUNK_VALUES = 2 << 20
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and integer labels `[N]`.
+    """One split: uint8 images `[N, C, H, W]`, an array or `ImageFiles`, and integer labels `[N]`.
 
-    Training labels may be -1: not known.
+    Training labels may be -1: unknown.
     """
 
     images: Any
@@ -32,7 +32,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set with its official splits; None for a split that is to be held out of the training images."""
+    """A data set with its official splits; a split that is None is held out of the training images."""
 
     train: Images
     test: Images | None
@@ -44,7 +44,7 @@ class StoredImages:
     """Images of a split.
 
     Args:
-        images: uint8 `[M, C, H, W]`, an array, a memory map or `EncodedImages`.
+        images: uint8 `[M, C, H, W]`, an array, a memory map or `ImageFiles`.
         labels: Labels `[N]` of the chosen images.
         chosen: Indices `[N]` into `images`.
     """
@@ -63,7 +63,7 @@ class StoredImages:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        # A pickled memory map is a full copy of the file, one for each spawned worker.
+        # A pickled memory map is a copy of the file, one for each spawned worker.
         if isinstance(self.images, np.memmap) and self.images.filename is not None:
             state["images"] = str(self.images.filename)
         return state
@@ -114,8 +114,8 @@ def check_image_set(data: ImageSet, where: str) -> None:
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
 
-    The sums are exact integers, so the result does not depend on the order of the images. A constant channel gets the
-    deviation 1.
+    Sums are exact integers, so the result does not depend on the order of the images. The deviation of a constant
+    channel is 1.
     """
     channels = images.shape[1]
     total, squares = np.zeros(channels, np.uint64), np.zeros(channels, np.uint64)

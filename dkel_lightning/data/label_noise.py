@@ -1,4 +1,4 @@
-"""Label noise: wrong labels put among the training labels on purpose."""
+"""Artificial label noise."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ Labels = NDArray[np.int64]
 
 
 def with_wrong_labels(labels: Labels, classes: int, noise: LabelNoise) -> Labels:
-    """Return a copy of labels `[N]` with wrong ones among them, a pure function of labels and settings.
+    """Return a copy of labels `[N]` with wrong ones, a pure function of labels and settings.
 
-    Exactly `round(rate * N)` labels change, in each class about its share. A sample that is wrong at one rate is wrong
-    in the same way at every higher one. `symmetric`: uniform over the other classes; `pair`: class c becomes c + 1, the
-    last one 0.
+    Exactly `round(rate * N)` labels change, stratified by class. A higher rate only adds wrong labels. `symmetric`:
+    uniform over the other classes; `pair`: class c becomes c + 1, the last one 0.
     """
     noisy: Labels = labels.copy()
     wrong = stratified_order(labels, noise.seed, "label noise")[: round(noise.rate * len(labels))]

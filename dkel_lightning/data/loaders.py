@@ -1,4 +1,4 @@
-"""Loaders that determine the order of samples and the position in the epoch; sources make the batches."""
+"""Loaders: order of samples and position in the epoch. Sources make the batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TrainingLoader:
     """Training batches whose order and augmentation are functions of (seed, epoch, rank).
 
     It is not a torch `DataLoader`, so Lightning neither wraps nor rebuilds it. Lightning calls `set_epoch` on the
-    attribute `sampler` after it has called `iter`: the epoch is therefore read at the first `next`. The state is the
-    number of batches handed out in the epoch, which Lightning keeps in every checkpoint.
+    attribute `sampler` after `iter`, so the epoch is read at the first `next`. The state is the number of batches
+    yielded in the epoch; Lightning stores it in every checkpoint.
 
     Args:
         source: Makes the batches.
@@ -28,7 +28,7 @@ class TrainingLoader:
         rank: Index of this process.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
-        unlabelled_share: Share of each batch whose labels are -1; 0 leaves them out; None: as they come.
+        unlabelled_share: Share of each batch with labels -1; 0 drops these images; None does not mix.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrainingLoader:
         return len(self.order)
 
     def set_epoch(self, epoch: int) -> None:
-        """Continue with `epoch`; a position restored for another epoch is dropped."""
+        """Continue with `epoch`; drop a position restored for another epoch."""
         if epoch != self.epoch:
             self.epoch = epoch
             self._handed_out = self._skip = 0
@@ -80,7 +80,7 @@ class TrainingLoader:
         indices = [self.samples[positions] for positions in order]
         key = (self.seed, "augment", self.epoch)
         for batch in self.source.batches(indices[start:], key, self.order.rank, start):
-            # Counted before the batch leaves: a checkpoint written during its step includes it.
+            # Counted before the yield: a checkpoint written during the step includes the batch.
             self._handed_out += 1
             yield batch
 
@@ -89,14 +89,14 @@ class TrainingLoader:
         return {"epoch": self.epoch, "handed_out": self._handed_out}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a position; the next pass over that epoch yields exactly the remaining batches."""
+        """Restore a position; the next pass over that epoch yields the remaining batches."""
         self.epoch = state_dict["epoch"]
         self._handed_out = self._skip = state_dict["handed_out"]
 
     def initialisation_batches(self, seed: int, steps: int) -> Iterator[Batch]:
-        """Yield `steps` training batches keyed by (seed, "init", rank), in as many passes as needed.
+        """Yield `steps` training batches of labelled images, keyed by (seed, "init", rank).
 
-        They hold labelled images alone. The loader's own order and position are left alone.
+        The order and position of the loader do not change.
         """
         return islice(self._initialisation_passes(seed), steps)
 

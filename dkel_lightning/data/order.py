@@ -1,4 +1,4 @@
-"""Which sample comes when, on which process: pure functions of seed, epoch and rank."""
+"""Order of samples in an epoch: pure functions of seed, epoch and rank."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dkel_lightning.runtime.seeding import Label, generator
 class TrainingOrder:
     """Shuffled batches of one process.
 
-    Rank r takes every `world`-th entry of one permutation that all ranks share. All ranks get equally many samples;
-    fewer than `world` samples are left out of an epoch, different ones in each. A last batch of a single sample is
-    dropped (unless `batch_size` is 1), because BatchNorm cannot normalise it.
+    Rank r takes every `world`-th entry of a shared permutation. All ranks get equally many samples; an epoch leaves out
+    fewer than `world` samples, different ones each time. A last batch of one sample is dropped (unless `batch_size` is
+    1), because BatchNorm cannot normalise it.
     """
 
     samples: int
@@ -40,7 +40,7 @@ class TrainingOrder:
 
     def batches(self, seed: int, *labels: Label) -> list[Tensor]:
         """Return the sample indices (int64, on the CPU) of each batch of the pass named by `labels`."""
-        # Drawn on the CPU, so the order does not depend on the device of the images.
+        # On the CPU, so that the order does not depend on the device.
         order = torch.randperm(self.samples, generator=generator(seed, *labels))
         mine = order[self.rank :: self.world][: self.samples // self.world]
         return list(torch.split(mine, self.batch_size)[: len(self)])
@@ -50,9 +50,8 @@ class TrainingOrder:
 class MixedOrder:
     """Shuffled batches of one process with a fixed share of samples without labels.
 
-    Samples are numbered labelled ones first. An epoch is a pass over the part that fills more batches, whose last one
-    may be smaller; the other part is shuffled anew whenever it has been gone through. Ranks share each part as in
-    `TrainingOrder`.
+    Labelled samples are numbered first. An epoch is one pass over the part that fills more batches, the last of which
+    may be smaller; the other part is reshuffled after each of its passes. Ranks share each part as in `TrainingOrder`.
     """
 
     labelled: int
@@ -67,7 +66,7 @@ class MixedOrder:
         if min(self.labelled, self.unlabelled) < self.world or len(self) == 0:
             raise ConfigError(
                 f"data.unlabelled_share={self.share:g} mixes {self.labelled} labelled and {self.unlabelled} unlabelled "
-                f"training images on {self.world} process(es): it needs both, and enough for a batch"
+                f"training images on {self.world} process(es): it needs enough of both for a batch"
             )
 
     def _parts(self) -> list[tuple[int, int, int]]:
@@ -94,15 +93,17 @@ class MixedOrder:
 def evaluation_batches(samples: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:
     """Return the sample indices (int64) of each evaluation batch of one process, ascending.
 
-    The ranks' shares are disjoint and together hold every sample once. All ranks get equally many batches, none empty,
-    since collective operations in an evaluation step would otherwise hang. Where shares differ in length the last batch
-    is one shorter (or, with a batch size of 1, one longer).
+    Each sample belongs to one rank. All ranks get equally many batches, none of them empty, since collective operations
+    in an evaluation step would otherwise hang. If shares differ in length, the last batch is one shorter (or, with a
+    batch size of 1, one longer).
     """
     if samples < world:
-        raise ConfigError(f"{samples} evaluation image(s) cannot be shared by {world} processes: use fewer processes")
+        raise ConfigError(
+            f"{samples} evaluation image(s) cannot be divided between {world} processes: use fewer processes"
+        )
     share = torch.arange(rank, samples, world)
     longest = -(-samples // world)
     count = min(-(-longest // batch_size), samples // world)
-    # The second term keeps one sample for each batch that is still to come.
+    # The second term keeps one sample for each remaining batch.
     starts = [min(batch * batch_size, len(share) - (count - batch)) for batch in range(count)]
     return [share[start:stop] for start, stop in zip(starts, [*starts[1:], len(share)], strict=True)]

@@ -1,4 +1,4 @@
-"""What tasks need to know about data, and what a `LightningDataModule` of any project says of it."""
+"""Attributes that tasks need from any `LightningDataModule`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dkel_lightning.settings.declarations import import_path
 
 
 class ClassificationData(LightningDataModule):
-    """What tasks need from data, after `setup`.
+    """Attributes that tasks read after `setup`.
 
     Attributes:
         num_classes: C.
         class_names: Names of the C classes.
         image_shape: (channels, height, width).
-        normalize: The normalisation from uint8 images to those of the batches; None if unknown.
-        batch_keys: Keys of images, labels and indices in batches that are mappings, if they are not the usual ones.
-        margin: Size of a scaled evaluation image relative to its central crop.
-        broken: What is wrong with each image that was left out, by its name.
+        normalize: The normalisation of uint8 images; None if unknown.
+        batch_keys: Names of images, labels and indices in batches that are mappings; None: the defaults.
+        margin: Size of a resized evaluation image relative to its central crop.
+        broken: The errors of images that were left out, by name.
     """
 
     num_classes: int
@@ -38,7 +38,7 @@ class ClassificationData(LightningDataModule):
 
 
 def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a data module by name, including those that it passes to its parents."""
+    """Return the arguments of a data module by name, including those passed to parent classes."""
     result: dict[str, inspect.Parameter] = {}
     for parent in kind.__mro__[: kind.__mro__.index(LightningDataModule)]:
         if "__init__" not in vars(parent):
@@ -53,7 +53,7 @@ def parameters(kind: type[LightningDataModule]) -> dict[str, inspect.Parameter]:
 
 
 def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> ClassificationData:
-    """Set the attributes of `ClassificationData` that a data module lacks, from settings of the same names."""
+    """Set missing attributes of `ClassificationData` from settings of the same names."""
     given = {name: getattr(module, name, None) for name in FACTS}
     facts: dict[str, Any] = {name: settings.get(name) if value is None else value for name, value in given.items()}
     kind = import_path(type(module))
@@ -72,7 +72,7 @@ def complete(module: LightningDataModule, settings: Mapping[str, Any]) -> Classi
 
 
 def describe_sizes(module: LightningDataModule) -> str:
-    """Return the numbers of training, validation and test images as text, as far as they are known."""
+    """Format the known numbers of training, validation and test images."""
     words = {"train": "training", "val": "validation", "test": "test"}
     counts = {word: size(module, split) for split, word in words.items()}
     unlabelled = getattr(module, "unlabelled_size", 0)
@@ -87,5 +87,5 @@ def size(module: LightningDataModule, split: str) -> int | None:
         return count
     try:
         return len(getattr(module, f"{split}_dataloader")().dataset)
-    except Exception:  # a user's loaders are of any kind
+    except Exception:  # loaders may be of any kind
         return None

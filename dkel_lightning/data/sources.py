@@ -20,15 +20,14 @@ from dkel_lightning.errors import DataError
 from dkel_lightning.runtime.seeding import generator
 
 TIMEOUT = 600
-"""Seconds after which a worker that has made no batch ends the run."""
-
+"""Seconds to wait for a batch of a worker."""
 
 Key = tuple[Any, ...]
 """Seed and labels of the augmentation of a pass, for `runtime.seeding.generator`."""
 
 
 class Source(ABC):
-    """Makes batches of given samples, whose `labels` are int64 `[N]`."""
+    """Make batches of given samples; `labels` are int64 `[N]`."""
 
     labels: Tensor
 
@@ -36,28 +35,28 @@ class Source(ABC):
     def batches(
         self, indices: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0
     ) -> Iterator[Batch]:
-        """Yield the batches of these sample indices; `first` is the number of the first one in its pass.
+        """Yield the batches of these sample indices; `first` is the position of the first batch in its pass.
 
-        Training views are augmented by draws of `key`; without a key images are only normalised.
+        `key` seeds the augmentation; without it images are only normalised.
         """
 
     def copy(self) -> Source:
-        """Return a source that can be iterated at the same time as this one."""
+        """Return a source that can be iterated independently of this one."""
         return self
 
 
 class DeviceImages(Source):
     """Batches gathered from uint8 images on the device, augmented and normalised there in batched operations.
 
-    The augmentation of a batch is keyed by (seed, "augment", epoch, rank, batch number) and drawn on the device: equal
-    seeds repeat on one kind of device, not across kinds.
+    Augmentations are keyed by (seed, "augment", epoch, rank, batch number) and drawn on the device, so they repeat on
+    the same kind of device only.
 
     Args:
         images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         augment: Makes the views.
         views: Views of each sample, 1 or the number of peers.
-        rows: Rows of `images` that are the samples, int64 `[N]`; None: all of them.
+        rows: Rows of `images` that belong to the split, int64 `[N]`; None: all.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class DeviceImages(Source):
         if not indices:
             return
         device = self.images.device
-        on_device = torch.cat([*indices]).to(device)  # one copy per pass, not one per batch
+        on_device = torch.cat([*indices]).to(device)  # one copy per pass
         for number, chosen in enumerate(torch.split(on_device, [*map(len, indices)]), start=first):
             images = self.images.index_select(0, self.rows.index_select(0, chosen))
             if key is None:
@@ -86,13 +85,13 @@ class DeviceImages(Source):
 
 
 Request = tuple[NDArray[np.int64], Key | None]
-"""Sample indices of one batch (an array, since a tensor would take shared memory) and the key of its augmentation."""
+"""Sample indices of a batch (an array, since a tensor would use shared memory) and the key of its augmentation."""
 
 
 class _Batches(Dataset["Batch | DataError"]):
-    """Makes whole batches of uint8 views in a worker, or returns the error that prevented it.
+    """Make whole batches of uint8 views in a worker, or return the error.
 
-    torch would wrap an error that is raised here in the worker's traceback.
+    torch would add the worker's traceback to an error raised here.
     """
 
     def __init__(self, stored: StoredImages, augment: CropFlip, views: int) -> None:
@@ -115,23 +114,22 @@ class _Batches(Dataset["Batch | DataError"]):
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals to the whole process group to the parent, which needs its workers to end the run."""
+    """Ignore signals sent to the process group: the parent needs its workers to finish the step."""
     for name in ("SIGINT", "SIGUSR1"):
         signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
 
 
 class WorkerImages(Source):
-    """Batches read and augmented by the worker processes of a torch `DataLoader`, which live on between passes.
+    """Batches read and augmented by persistent workers of a torch `DataLoader`.
 
-    The augmentation of a sample is keyed by (seed, "augment", epoch, index), so it depends neither on the number of
-    workers nor on the number of processes; its draws differ from those of `DeviceImages`. Pixels travel as uint8 and
-    are normalised on `device`.
+    Augmentations are keyed by (seed, "augment", epoch, index), so they depend neither on the number of workers nor on
+    that of processes; they differ from those of `DeviceImages`. Images are sent as uint8 and normalised on `device`.
 
     Args:
         stored: The images.
         augment: Makes the views.
         views: Views of each sample, 1 or the number of peers.
-        workers: Worker processes; 0 makes the batches in this process.
+        workers: Worker processes; 0: this process.
         device: Device of the views; labels and indices stay on the CPU.
     """
 
@@ -147,7 +145,7 @@ class WorkerImages(Source):
         self.labels = stored.labels
         self.data = _Batches(stored, augment, views)
         self.device = device or torch.device("cpu")
-        self._requests: list[Request] = []  # the sampler, which changes from pass to pass
+        self._requests: list[Request] = []  # the sampler, filled for each pass
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             self.data,
             batch_size=None,
@@ -156,7 +154,7 @@ class WorkerImages(Source):
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
             timeout=TIMEOUT if workers else 0,
-            generator=torch.Generator(),  # torch would seed workers from the global generator, and so advance it
+            generator=torch.Generator(),  # otherwise torch would advance the global generator to seed workers
             worker_init_fn=_ignore_signals,
         )
 

@@ -1,4 +1,4 @@
-"""Stratified splits that never change, neither with the run's seed nor with the version of a library."""
+"""Stratified splits that depend neither on the run's seed nor on library versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Indices = NDArray[np.int64]
 
 
 def stratified_order(labels: NDArray[np.int64], seed: int, purpose: str) -> Indices:
-    """Return all sample indices `[N]` in an order whose every prefix holds the classes in about their true shares."""
+    """Return the sample indices `[N]` in an order in which every prefix is stratified by class."""
     # RandomState is frozen by NumPy's compatibility policy; Generator and torch may change their streams.
     random = np.random.RandomState(derive_seed(seed, purpose) % 2**32)
     shuffled = random.permutation(len(labels))
@@ -36,8 +36,8 @@ def hold_out_share(labels: NDArray[np.int64], share: float, seed: int, purpose: 
     size = round(share * len(known))
     if not 0 < size < len(known):
         raise ConfigError(
-            f"data.{purpose}={share} of {len(known)} training images leaves {size} for {purpose} and "
-            f"{len(known) - size} for training; both need some: choose another share"
+            f"data.{purpose}={share} of {len(known)} training images gives {size} for {purpose} and "
+            f"{len(known) - size} for training: choose a share that leaves some for both"
         )
     held_out = known[hold_out(labels[known], size, seed, purpose)[1]]
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out

@@ -1,4 +1,4 @@
-"""Exporting a trained network: files for use elsewhere, compared with the network that was trained."""
+"""Export a trained network to files that are verified against it."""
 
 from dkel_lightning.export.exporter import export
 from dkel_lightning.export.formats import FORMATS, Exported, open_exported

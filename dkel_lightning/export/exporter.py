@@ -1,4 +1,4 @@
-"""Exporting: write, open as a receiver would, compare, and only then give the file its name."""
+"""Write an export, open it, compare it with the network, and rename it into place."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logits = exported.classify(exported.record.preprocessing.normalised(images))  # 
 
 - Backbone: {backbone}. Trained from: {source}.
 - Preprocessing: {steps}.
-- Checked on {images} images when it was written: its logits differ from those of the trained network by at most
-  {difference:.2g} (the largest is {largest:.3g}).
-- The terms of the training data hold for the weights too.
+- Verified on {images} images: its logits differ from those of the trained network by at most {difference:.2g} (the
+  largest logit is {largest:.3g}).
+- The terms of the training data also apply to the weights.
 """
 
 
@@ -56,19 +56,18 @@ def export(
 ) -> Exported:
     """Write one network of a trained module into a folder, with `export.json` and a model card.
 
-    The file is opened as its receiver would open it and compared with the deployed network before it takes its name;
-    an earlier export stays if they differ.
+    The file is opened again and compared with the deployed network. If they differ, an earlier export is kept.
 
     Args:
-        module: trained; it is put on the CPU and into eval mode.
-        folder: made if missing.
-        preprocessing: how images become the network's input.
+        module: a trained module; it is moved to the CPU and set to eval mode.
+        folder: created if missing.
+        preprocessing: of the images.
         format: one of FORMATS.
-        network: `teacher`, `student` or `ensemble`; by default as the module deploys.
-        peer: an index, or `best` of the last validation; by default as the module deploys.
-        images: normalised images [N, C, H, W] to compare on; by default normally distributed ones.
+        network: `teacher`, `student` or `ensemble`; by default as configured in the module.
+        peer: an index, or `best` in the last validation; by default as configured in the module.
+        images: normalised images [N, C, H, W] for the comparison; Gaussian noise by default.
         tolerance: largest difference of two logits, relative to the largest logit if that exceeds 1.
-        source: where the weights come from, for the model card.
+        source: origin of the weights, for the model card.
     """
     formats.check(format)
     folder, module = Path(folder), module.cpu().eval()
@@ -78,8 +77,8 @@ def export(
         images = torch.randn(_IMAGES, *preprocessing.shape, generator=torch.Generator().manual_seed(0))
     if images.dim() != 4 or len(images) < 2 or tuple(images.shape[1:]) != preprocessing.shape:
         raise ConfigError(
-            f"The images to compare on are {[*images.shape]}, the preprocessing gives "
-            f"[batch, {', '.join(map(str, preprocessing.shape))}]: pass two or more normalised images of that shape."
+            f"The images to compare on are {[*images.shape]}, but the preprocessing gives "
+            f"[batch, {', '.join(map(str, preprocessing.shape))}]: pass at least two normalised images of that shape."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export", dir=folder) as draft:
@@ -87,16 +86,16 @@ def export(
         classify = formats.open_file(written, lambda: formats.blank_copy(deployed))
         with torch.no_grad():
             expected = logits_of(deployed(images))
-        # A batch of one too, which a fixed batch dimension would refuse.
+        # Batches of different size, to detect a fixed batch dimension.
         received = torch.cat([classify(batch) for batch in (images[:1], images[1:])])
         difference, largest = float((received - expected).abs().max()), float(expected.abs().max())
         if not difference <= tolerance * max(1.0, largest):  # nor NaN
             raise CheckpointError(
-                f"The exported {written.name} does not give the logits of {member}: they differ by up to "
-                f"{difference:.2g}, and {tolerance:g} x {max(1.0, largest):.3g} is allowed. Nothing was written; try "
-                "another export.format, or raise export.tolerance if the difference does not matter to you."
+                f"The logits of the exported {written.name} and of {member} differ by up to {difference:.2g}, but "
+                f"{tolerance:g} x {max(1.0, largest):.3g} is allowed. Nothing was written; try another "
+                "export.format, or raise export.tolerance."
             )
-        for path in Path(draft).iterdir():  # ONNX above 2 GiB has two
+        for path in Path(draft).iterdir():  # ONNX above 2 GiB has two files
             path.replace(folder / path.name)
     record = Record(format, written.name, member, module.student.num_classes, preprocessing, _recipe(module))
     write_text(folder / RECORD, json.dumps({**record.as_dict(), "largest_difference": difference}, indent=2) + "\n")
@@ -112,6 +111,6 @@ def export(
 
 
 def _recipe(module: DistillationModule) -> Mapping[str, Any] | None:
-    """Return what rebuilds the networks by name; None if that needs something of the user's own."""
+    """Return the recipe of the networks; None if backbone or method is the user's own."""
     recipe = module.recipe or {}
     return recipe if recipe.get("backbone") is not None and recipe.get("method") is not None else None

@@ -1,4 +1,4 @@
-"""The formats: writing a network in each, and opening what was written."""
+"""Write a network in each format, and open it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {
 FORMATS = tuple(FILES)
 _NEEDED = {"safetensors": ("safetensors.torch",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 _OF_TEACHER = ("update", "batchnorm", "draw", "backbone")
-"""Settings of a teacher that shape its network; the others name files, or are of the training."""
+"""Settings of a teacher that affect its network; the others name files or concern the training."""
 
 Classifier = Callable[[Tensor], Tensor]
 """Normalised images [B, C, H, W] -> logits [B, num_classes], on the CPU."""
@@ -58,7 +58,7 @@ def check(kind: str) -> None:
 
 
 def write(kind: str, network: nn.Module, example: Tensor, folder: Path) -> Path:
-    """Write a network (in eval mode, on the CPU) into a folder, traced with a batch of two images or more."""
+    """Write a network (in eval mode, on the CPU) into a folder, traced with at least two images."""
     path = folder / FILES[kind]
     if kind == "torch_export":
         torch.export.save(_traced(LogitsOf(network), example), path)
@@ -87,7 +87,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
     except Exception as error:  # tracing a network can fail in any way
         raise ConfigError(f"torch cannot write this network as ONNX: {str(error).splitlines()[0]}") from error
     assert program is not None
-    # Notes on where each operation came from: paths of this machine, several times the graph's size.
+    # Source locations: paths of this machine, several times the size of the graph.
     for part in (*program.model.graph, *(node for function in program.model.functions.values() for node in function)):
         part.metadata_props.clear()
     program.save(str(path))
@@ -112,24 +112,24 @@ def _traced(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram
 def open_exported(path: Path | str, *, trust: bool = False) -> Exported:
     """Open the folder of an export, or a file in it. Nothing in it is executed, unless `trust`.
 
-    Weights are loaded into a network that is rebuilt by name. A `.pt2` needs `trust`, since torch unpickles parts of
-    it; so does a network whose backbone is read from a folder that the export names.
+    Weights are loaded into a network that is rebuilt by name. `trust` is required for a `.pt2`, parts of which torch
+    unpickles, and for a backbone that is read from a folder named in the export.
     """
     path = Path(path)
     record = Record.read(path if path.is_dir() else path.parent)
     path = path / record.file if path.is_dir() else path
     if not path.is_file():
-        raise CheckpointError(f"No exported network at {path}: give the folder of an export.")
+        raise CheckpointError(f"No exported network at {path}: pass the folder of an export.")
     if path.suffix == ".pt2" and not trust:
         raise CheckpointError(
-            f"{path} may hold objects that run code on loading, as every .pt2 may. If the file is your own, open it by "
-            "open_exported(path, trust=True); from a stranger, ask for ONNX or safetensors."
+            f"{path} may contain objects that run code on loading, as any .pt2. Open your own files by "
+            "open_exported(path, trust=True); use ONNX or safetensors for files of others."
         )
     return Exported(path, record, open_file(path, lambda: _rebuilt(record, path, trust=trust)))
 
 
 def open_file(path: Path, build: Callable[[], nn.Module]) -> Classifier:
-    """Open a file of any format; `build` makes the network into which a file of weights is loaded, strictly."""
+    """Open a file of any format; `build` makes the network for a file of weights."""
     if path.suffix == ".onnx":
         return _open_onnx(path)
     if path.suffix == ".pt2":
@@ -143,7 +143,7 @@ def open_file(path: Path, build: Callable[[], nn.Module]) -> Classifier:
 
 
 def blank_copy(network: nn.Module) -> nn.Module:
-    """Copy a network with zeros in place of its weights, to see that a file brings them all."""
+    """Copy a network with zero weights, to verify that a file contains all of them."""
     copied = copy.deepcopy(network)
     with torch.no_grad():
         for tensor in copied.state_dict().values():
@@ -152,15 +152,15 @@ def blank_copy(network: nn.Module) -> nn.Module:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path names an export rather than a checkpoint of a training."""
+    """Return whether a path is an export rather than a checkpoint."""
     return path.is_dir() or path.suffix in (".onnx", ".pt2", ".safetensors", ".pt")
 
 
 def _rebuilt(record: Record, path: Path, *, trust: bool) -> nn.Module:
     if record.recipe is None:
         raise CheckpointError(
-            f"{path} holds weights of a network of the user's own, which cannot be rebuilt by name: load them into "
-            "your class, or export as onnx."
+            f"{path} contains weights of a custom network, which cannot be rebuilt by name: load them into your class, "
+            "or export as onnx."
         )
     recipe = {name: value for name, value in record.recipe.items() if name != "deploy"}
     recipe["teacher"] = {key: value for key, value in (recipe.get("teacher") or {}).items() if key in _OF_TEACHER}
@@ -177,8 +177,8 @@ def _open_onnx(path: Path) -> Classifier:
     options.log_severity_level = 3
     try:
         session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has an error class for every state
-        raise CheckpointError(f"{path} is no ONNX file that onnxruntime can run ({error}): export again.") from error
+    except Exception as error:  # onnxruntime has many error classes
+        raise CheckpointError(f"onnxruntime cannot run {path} ({error}): export again.") from error
 
     def classify(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.cpu().numpy()})[0])

@@ -1,4 +1,4 @@
-"""`export.json`: which network an export holds and how its images are prepared."""
+"""`export.json`: the exported network and its preprocessing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ RECORD = "export.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input.
+    """Preprocessing of images for the network.
 
-    The image is scaled until it just covers `margin` times the input's size (bilinear, antialiased, as Pillow does it),
-    cropped at its centre, converted to RGB (grey for one channel), scaled to [0, 1] and normalised.
+    The shorter side is resized to `margin` times the input's size (Pillow's antialiased bilinear filter); the centre is
+    cropped, converted to RGB (grey for one channel), scaled to [0, 1] and normalised.
 
     Attributes:
         channels: 1 or 3 for image files.
         height: in pixels.
         width: in pixels.
-        mean: of each channel, of values in [0, 1].
-        std: likewise.
+        mean: of each channel of images in [0, 1].
+        std: deviation of each channel of images in [0, 1].
         classes: names in the order of the logits; empty if unknown.
-        margin: 8/7 if an image is scaled to 256 pixels and cropped to 224.
+        margin: size of the resized image relative to the crop, such as 8/7 for 256 and 224 pixels.
     """
 
     channels: int

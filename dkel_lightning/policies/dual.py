@@ -1,4 +1,4 @@
-"""Two learners that take turns: each learns by itself, then imitates the other. Needs the extra `rl`."""
+"""Two learners that take turns: each learns alone, then imitates the other. Needs the extra `rl`."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Evaluation:
 
 
 class DualPolicy:
-    """Dual policy distillation around two learners; around one it is that learner alone.
+    """Dual policy distillation of two learners, or a single learner without distillation.
 
-    Draws come from the global generators, which Stable-Baselines3 seeds from `seed` when the learners are built.
+    Random numbers come from the global generators, which Stable-Baselines3 seeds when the learners are built.
     """
 
     def __init__(self, settings: DualPolicySettings, seed: int = 0) -> None:

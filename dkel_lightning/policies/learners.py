@@ -1,4 +1,4 @@
-"""Stable-Baselines3's DDPG and PPO as policies that can be imitated. Needs the extra `rl`."""
+"""DDPG and PPO of Stable-Baselines3 as policies that can be imitated. Needs the extra `rl`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.runtime.seeding import derive_seed
 
 EPISODES = 20
-"""Of an evaluation."""
+"""Episodes of an evaluation."""
 MEMORY = 1000
-"""Latest states of a policy on which its peer imitates it."""
+"""Number of recent states of a policy on which its peer imitates it."""
 
 
 def make_envs(name: str, count: int) -> VecCheckNan:
-    """Make environments side by side that refuse numbers which are not finite."""
+    """Make environments that raise an error for non-finite numbers."""
     if ":" in name:
         raise ConfigError(f"rl.env={name} names a module: register the environment in a module of `modules=[...]`.")
     try:
@@ -41,7 +41,7 @@ def make_envs(name: str, count: int) -> VecCheckNan:
 
 
 class Learner(ABC):
-    """A learner with its environments and its latest states, on the CPU, where these networks are fastest."""
+    """A learner with its environments and recent states, on the CPU, which is fastest for these networks."""
 
     algorithm_class: type[DDPG] | type[PPO]
     envs: int
@@ -61,7 +61,7 @@ class Learner(ABC):
             )
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"{self.algorithm_class.__name__} refuses rl.env or rl.learner: {error}") from error
-        self.algorithm.set_logger(Logger(None, []))  # the default makes a folder in the temporary one
+        self.algorithm.set_logger(Logger(None, []))  # the default creates a temporary folder
         self.recent: deque[Any] = deque(maxlen=MEMORY)
         self.optimizer = torch.optim.Adam(self.imitating_parameters(), lr=settings.distil_lr or self.distil_lr)
 
@@ -98,7 +98,7 @@ class Learner(ABC):
         return True
 
     def sample_recent(self) -> Tensor:
-        """Draw a batch of the latest states with numpy's global generator, with replacement."""
+        """Draw a batch of recent states with replacement, by numpy's global generator."""
         states = np.stack([self.recent[i] for i in np.random.randint(len(self.recent), size=self.distil_batch)])
         return self.algorithm.policy.obs_to_tensor(states)[0]
 
@@ -162,7 +162,7 @@ class PPOLearner(Learner):
         return {"policy_kwargs": network, "n_steps": 128}
 
     def imitating_parameters(self) -> list[nn.Parameter]:
-        # The deviation of the actions stays the learner's own.
+        # The standard deviation of the actions is not trained.
         policy = self.algorithm.policy
         return [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
 

@@ -1,1 +1,1 @@
-"""Process and machine: ranks, locks, seeds, provenance, whole files."""
+"""Processes, seeds, files and provenance."""

@@ -10,14 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """A peak in bytes, of `gpu` (tensors allocated by torch on one GPU) or `process` (resident set, code included)."""
+    """A peak in bytes: `gpu`, tensors on one GPU; or `process`, the resident set."""
 
     bytes: int
     of: str
 
 
 def begin(device: torch.device) -> None:
-    """Forget earlier peaks of a GPU; that of a process counts from its start."""
+    """Reset the peak of a GPU; that of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

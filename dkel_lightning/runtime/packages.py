@@ -1,4 +1,4 @@
-"""Optional packages, imported where they are needed. Imports neither torch nor Lightning."""
+"""Import optional packages. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dkel_lightning.errors import ConfigError
 
 
 def need(package: str, what: str, extra: str) -> Any:
-    """Import a package of an extra, which `what` needs."""
+    """Import a package of an extra for `what`, or name the extra in the error."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

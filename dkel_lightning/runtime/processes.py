@@ -18,7 +18,7 @@ GLOO_EXIT = 0.2
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether `flag` is set on any process; all of them must call this. Synchronises with the device."""
+    """Return whether `flag` is set on any process; all processes must call this. Synchronises with the device."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag), device=device)
@@ -27,7 +27,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def broadcast_from_rank_zero(value: T) -> T:
-    """Return the value of the first process; all of them must call this."""
+    """Return the value of the first process; all processes must call this."""
     if world_size() == 1:
         return value
     values = [value]
@@ -36,7 +36,7 @@ def broadcast_from_rank_zero(value: T) -> T:
 
 
 def average_over_processes(tensors: list[Tensor]) -> None:
-    """Average each tensor over the processes, in place; all of them must call this."""
+    """Average each tensor over the processes, in place; all processes must call this."""
     if world_size() == 1:
         return
     for tensor in tensors:
@@ -45,14 +45,14 @@ def average_over_processes(tensors: list[Tensor]) -> None:
 
 
 def make_equal(tensors: list[Tensor]) -> None:
-    """Copy the tensors of the first process to all of them, in place; all of them must call this."""
+    """Copy the tensors of the first process to all others, in place; all processes must call this."""
     if world_size() > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor.data, src=0)
 
 
 def world_size() -> int:
-    """Return the number of processes, 1 outside of a group."""
+    """Return the number of processes, 1 without a process group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
     return int(torch.distributed.get_world_size())
@@ -61,9 +61,8 @@ def world_size() -> int:
 def outlast_threads() -> None:
     """Wait a moment at the exit of a process with a gloo group.
 
-    Threads of gloo free the tensors of the last collectives shortly afterwards and need the interpreter for it. If it
-    has gone they abort the process, and a finished training counts as failed (torch 2.14: 12 of 104 processes that did
-    little else than a few collectives).
+    Threads of gloo free the tensors of the last collectives after a short delay. If the interpreter is gone by then,
+    they abort the process (torch 2.14: 12 of 104 short processes).
     """
     if world_size() > 1 and "gloo" in torch.distributed.get_backend():
         _wait_at_end()
@@ -76,5 +75,5 @@ def _wait_at_end() -> None:
 
 @rank_zero_only
 def print_once(line: str) -> None:
-    """Print a line on the first process alone."""
+    """Print a line on the first process."""
     print(line, flush=True)

@@ -17,7 +17,7 @@ PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics
 
 
 def collect() -> dict[str, Any]:
-    """Return what is needed to repeat a run."""
+    """Return what is needed to reproduce a run."""
     return {
         "command": command(),
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def collect() -> dict[str, Any]:
 
 
 def command() -> str:
-    """Return the command line of this process, as it can be typed again."""
+    """Return the command line of this process, quoted for a shell."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py" and program.parent.name == "dkel_lightning":
         return shlex.join(["dkel", *sys.argv[1:]])

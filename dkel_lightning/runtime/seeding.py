@@ -1,4 +1,4 @@
-"""Random numbers that are functions of a seed and a purpose, never of what ran before."""
+"""Random numbers as functions of a seed and a purpose."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ Label = str | int
 def derive_seed(seed: int, *labels: Label) -> int:
     """Mix `seed` with the purpose named by `labels` into a seed of 63 bits.
 
-    Equal arguments give equal seeds on every platform; different ones give unrelated seeds, so that
-    `(0, "student")` and `(0, "teacher")`, or epochs 1 and 2, never share a stream.
+    The result is the same on every platform. Different arguments give unrelated seeds.
     """
     text = "\x1f".join([str(int(seed)), *(f"{type(label).__name__}:{label}" for label in labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -31,9 +30,9 @@ def generator(seed: int, *labels: Label, device: torch.device | str = "cpu") -> 
 
 @contextmanager
 def seeded(seed: int, *labels: Label) -> Iterator[None]:
-    """Run a block under torch's CPU generator seeded for this purpose, then restore its state.
+    """Run a block with torch's CPU generator seeded for this purpose, then restore its state.
 
-    Meant for drawing weights: layers initialise themselves from the global generator.
+    For drawing weights: layers are initialised from the global generator.
     """
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(derive_seed(seed, *labels))
@@ -44,7 +43,7 @@ def seeded(seed: int, *labels: Label) -> Iterator[None]:
 
 
 def seed_process(seed: int, *labels: Label) -> None:
-    """Seed the global generators of torch, numpy and Python, for what draws from them: dropout, a user's transforms."""
+    """Seed the global generators of torch, numpy and Python, which dropout and a user's transforms use."""
     derived = derive_seed(seed, *labels)
     torch.manual_seed(derived)
     random.seed(derived)

@@ -15,11 +15,11 @@ from rich.text import Text
 from dkel_lightning.runtime.atomic_files import write_text
 
 WIDTH = 130
-"""Columns of text where there is no terminal; rich's own 80 are too few."""
+"""Width of tables without a terminal; rich's default is 80."""
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows, the heading first; None becomes an empty cell."""
+    """Write rows, the first of which is the heading; None becomes an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
@@ -34,7 +34,7 @@ def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 
 def print_table(title: str, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: text in the first column, numbers in the others. Nothing in it is taken for rich's markup."""
+    """Print a table: text in the first column, numbers in the others. rich's markup is not interpreted."""
     table = Table()
     for position, name in enumerate(heading):
         table.add_column(Text(name), justify="right" if position else "left", overflow="fold")

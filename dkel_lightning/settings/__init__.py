@@ -1,1 +1,1 @@
-"""What the user may set, declared once and free of torch: type, range, meaning and default of every setting."""
+"""Declarations of all settings: type, range, meaning and default. Do not import torch."""

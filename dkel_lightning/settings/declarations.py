@@ -1,10 +1,10 @@
-"""Settings as frozen dataclasses whose annotated fields check themselves.
+"""Settings as frozen dataclasses that validate their annotated fields.
 
     @dataclass(frozen=True)
     class RampUp(Settings, node="method.rampup"):
         scale: Annotated[float, number("Weight at the end of the ramp-up.", 0, 1e6)] = 1.0
 
-The same declaration gives the error for a wrong value and the YAML of conf/ with its comments (scripts/write_conf.py).
+The declaration gives the error for a wrong value, and the YAML of conf/ with its comments (scripts/write_conf.py).
 Imports neither torch nor Lightning.
 """
 
@@ -26,14 +26,14 @@ SEEDS = 2**63 - 1
 """The largest seed."""
 
 TIME = 1e6
-"""The last epoch that a schedule may name."""
+"""The largest epoch of a schedule."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """The values that a field accepts, and its meaning.
 
-    `options` are the words of a choice, for "did you mean". `optional` follows from the annotation.
+    `options` are the words of a choice. `optional` follows from the annotation.
     """
 
     kind: str
@@ -44,9 +44,9 @@ class Setting:
     follows: str | None = None
 
     def error(self, key: str, value: Any) -> str | None:
-        """Return a sentence on what is wrong with `value` under the name `key`, None if nothing is."""
+        """Return the error message for `value` under the name `key`, or None."""
         if value is None:
-            return None if self.optional else f"{key} must be {self.kind}, and is null."
+            return None if self.optional else f"{key} must be {self.kind}, got null."
         if self.accepts(value):
             return None
         return f"{key} must be {self.kind}, got {value!r}.{did_you_mean(str(value), self.options)}"
@@ -54,7 +54,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Follows:
-    """In the YAML the setting is an interpolation of `key`, which experiments fit to the length of their run."""
+    """In the YAML, the setting is an interpolation of `key`, which experiments fit to the length of their run."""
 
     key: str
 
@@ -63,7 +63,7 @@ class Follows:
 
 
 def is_number(value: Any) -> bool:
-    """Tell a finite number from anything else, booleans included."""
+    """Return whether a value is a finite number, not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -95,7 +95,7 @@ def choice(meaning: str, *options: str) -> Setting:
 
 
 def either(first: Setting, second: Setting) -> Setting:
-    """Declare a value that one of two declarations accepts; the meaning is that of the first."""
+    """Declare a value that one of two declarations accepts, with the meaning of the first."""
     return replace(
         first,
         kind=f"{first.kind}, or {second.kind}",
@@ -134,9 +134,9 @@ def anything(meaning: str) -> Setting:
 
 
 class Settings:
-    """Base of the frozen dataclasses of settings; `node` is their place in the configuration, such as `method.rampup`.
+    """Base of settings; `node` is their place in the configuration, such as `method.rampup`.
 
-    Override `__post_init__` to check values against each other, after those of the base.
+    Extend `__post_init__` to check values against each other.
     """
 
     node: ClassVar[str] = ""
@@ -159,7 +159,7 @@ class Settings:
 
 
 def written(name: str) -> str:
-    """Return a field's name as configurations write it: `lambda` for `lambda_`."""
+    """Return the key of a field in configurations: `lambda` for `lambda_`."""
     return name.rstrip("_")
 
 
@@ -186,10 +186,10 @@ def settings_of(cls: type[Any]) -> dict[str, Setting]:
 
 
 def walk(settings: Any, node: str = "", *, follow: bool = True) -> Iterator[tuple[str, Setting | None, Any]]:
-    """Yield (dotted key, declaration, value) of an instance and of the dataclasses nested in it.
+    """Yield (dotted key, declaration, value) of an instance and of nested dataclasses.
 
-    A value that is the default and follows another key is an interpolation of that key. A nested dataclass whose
-    values are not its defaults follows nothing.
+    Default values that follow another key are yielded as interpolations, unless a nested dataclass differs from its
+    defaults.
     """
     declared = settings_of(type(settings))
     for item in fields(settings):
@@ -229,7 +229,7 @@ def node_of(settings: Any) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested mapping `over` over `base`."""
+    """Merge nested mapping `over` into `base`."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -238,7 +238,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping of primitives; an instance of it is returned as it is."""
+    """Build the (nested) dataclass `cls` from a mapping; return an instance unchanged."""
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
@@ -263,7 +263,7 @@ def import_path(kind: type[Any]) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
-    """Suggest the options that are nearest to a name, as a whole or in their last part; empty where none is near."""
+    """Suggest options similar to a name, as a whole or in their last part; empty without any."""
 
     def likeness(option: str) -> float:
         return max(difflib.SequenceMatcher(None, name, part).ratio() for part in (option, option.rpartition(".")[2]))
@@ -273,7 +273,7 @@ def did_you_mean(name: str, options: Iterable[str], most: int = 1) -> str:
 
 
 def unknown_key(key: str, options: Iterable[str], most: int = 1) -> str:
-    """Say that a key does not exist, with the nearest ones and its siblings."""
+    """Return the message for an unknown key, with similar keys and its siblings."""
     options = sorted(options)
     group = key.rpartition(".")[0]
     siblings = [name.removeprefix(f"{group}.") for name in options if name.startswith(f"{group}.")]
@@ -282,6 +282,6 @@ def unknown_key(key: str, options: Iterable[str], most: int = 1) -> str:
 
 
 def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
-    """Say that a group has no such option."""
+    """Return the message for an unknown option of a group."""
     options = sorted(options)
     return f"Unknown choice {group}={name}.{did_you_mean(name, options)} Choices: {', '.join(options)}."

@@ -1,4 +1,4 @@
-"""The choice of the deployed network."""
+"""Settings of the deployed network."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from dkel_lightning.studies.recursion import Array, ema_rates
 
 @dataclass(frozen=True)
 class Start:
-    """Where a teacher begins, and the start rule of its EMA."""
+    """Initial position of a teacher, and the start rule of its EMA."""
 
     label: str
     teacher: tuple[float, float]
@@ -84,23 +84,23 @@ def norm(vectors: Array) -> Array:
 
 
 def settling_step(values: Array, bound: float) -> int | None:
-    """Find the step from which all values lie below the bound; None if the last one does not."""
+    """Return the step from which all values are below the bound, or None."""
     outside = np.flatnonzero(values >= bound)
     step = int(outside[-1]) + 1 if outside.size else 0
     return step if step < len(values) else None
 
 
 def first_below(values: Array, bound: float) -> int | None:
-    """Find the first step at which a value lies below the bound; None if there is none."""
+    """Return the first step with a value below the bound, or None."""
     below = np.flatnonzero(values < bound)
     return int(below[0]) if below.size else None
 
 
 def alignment(pair: Pair) -> Array:
-    """Compute cos between the teacher's pull (theta - s) and the way to the optimum (-s); nan where they coincide."""
+    """Compute cos between the teacher's pull (theta - s) and the direction of the optimum (-s); nan for a zero pull."""
     pull = pair.teacher - pair.student
     length = norm(pull)
-    # Rounding leaves a distance of some 1e-16 between a copy and its student.
+    # A copy differs from its student by rounding errors.
     apart = length > 1e-12
     scale = np.where(apart, length * norm(pair.student), 1.0)
     return np.where(apart, -(pull * pair.student).sum(-1) / scale, np.nan)

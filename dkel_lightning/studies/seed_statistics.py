@@ -27,7 +27,7 @@ class Paired:
     """The mean of n paired differences and its 95 % confidence interval (paired t).
 
     `detectable` is the smallest true difference that a two-sided paired t-test at 5 % finds with a power of 80 %.
-    Without a deviation the interval and `detectable` are None.
+    Interval and `detectable` are None without a deviation.
     """
 
     n: int
@@ -38,7 +38,7 @@ class Paired:
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """Summarise at least one value; if one is not finite (a likelihood that overflowed), mean and deviation are nan."""
+    """Summarise at least one value; mean and deviation are nan if a value is not finite."""
     if not all(map(math.isfinite, values)):
         return Sample(len(values), math.nan, math.nan if len(values) > 1 else None)
     return Sample(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -47,7 +47,7 @@ def sample(values: Sequence[float]) -> Sample:
 def paired(values: Sequence[float], reference: Sequence[float]) -> Paired:
     """Compare values with those of the reference, pair by pair: `values - reference`."""
     differences = sample([value - other for value, other in zip(values, reference, strict=True)])
-    # Differences that are all equal (a small test set has few steps) do not say how much another seed would differ.
+    # Equal differences, possible with a small test set, give no estimate of the deviation.
     if differences.deviation is None or differences.deviation < 1e-6:
         return Paired(differences.n, differences.mean, None, None, None)
     error = differences.deviation / math.sqrt(differences.n)

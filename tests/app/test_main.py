@@ -38,7 +38,7 @@ SMALL = (
         (["data.limit=1"], "data.limit"),
         (["callbacks.monitor=val/banana"], "callbacks.monitor is 'val/banana': choose one of val/acc, "),
         (["resume=nowhere.ckpt"], "nowhere.ckpt"),
-        (["resume=last"], "no run lies under"),
+        (["resume=last"], "there is no run in"),
         (["task=evaluate"], "task=evaluate needs checkpoint=PATH"),
         (["task=export", "checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
         (["modules=[no_such_module]"], "no_such_module"),
@@ -69,12 +69,12 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was_ended(tmp_path: Path) 
     before = (tmp_path / "compared" / "method=dml,seed=0" / "summary.json").read_bytes()
     again = dkel(*command[:-1], "seed=0,1,2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before") == 3
+    assert again.stdout.count("already finished") == 3
     assert (tmp_path / "compared" / "method=dml,seed=0" / "summary.json").read_bytes() == before
     assert (tmp_path / "compared" / "method=dml,seed=2" / "summary.json").is_file()
     other = dkel(*command, "optimizer.lr=0.01", cwd=tmp_path)
     assert other.returncode == 2
-    assert "holds a run of other settings (optimizer.lr: 0.1, now 0.01)" in other.stderr
+    assert "contains a run with other settings (optimizer.lr: 0.1, now 0.01)" in other.stderr
     assert not [*tmp_path.rglob("failed.txt")]
 
 

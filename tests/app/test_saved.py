@@ -38,7 +38,7 @@ def write(folder: Path, values: dict[str, Any]) -> Path:
 )
 def test_what_a_strangers_folder_names_is_refused_until_it_is_named_again(key: str, value: Any, tmp_path: Path) -> None:
     folder = write(tmp_path, put(compose(), key, value))
-    with pytest.raises(ConfigError, match=f"used only if you name it: give {key}"):
+    with pytest.raises(ConfigError, match=f"is not trusted: pass {key}"):
         saved.resume_settings(folder, compose(), set())
     again = saved.resume_settings(folder, put(compose(), key, value), {key.split(".")[0]})
     assert again["method"] == compose()["method"]
@@ -86,7 +86,7 @@ def test_a_resume_takes_devices_and_places_and_nothing_that_is_computed(tmp_path
 def test_a_resume_refuses_what_would_change_the_run(typed: str, tmp_path: Path) -> None:
     folder = write(tmp_path, compose())
     key = typed.split("=")[0]
-    with pytest.raises(ConfigError, match=f"{key} would change a run that is being resumed"):
+    with pytest.raises(ConfigError, match=f"{key} cannot change when a run is resumed"):
         saved.resume_settings(folder, compose(typed), {key})
     # The value that the run has is no change.
     assert saved.resume_settings(folder, compose(), {key})["method"] == compose()["method"]
@@ -104,5 +104,5 @@ def test_a_checkpoint_decides_networks_and_the_command_may_name_other_data(tmp_p
     values = saved.checkpoint_settings(folder, given, {"task", "data", "data.root"})
     assert (values["backbone"]["name"], values["method"]["name"]) == ("resnet20", "pcl")
     assert (values["data"]["name"], values["data"]["root"]) == ("npz", "mine.npz")
-    with pytest.raises(ConfigError, match=r"method\.temperature: the checkpoint decides this"):
+    with pytest.raises(ConfigError, match=r"method\.temperature: fixed by the checkpoint"):
         saved.checkpoint_settings(folder, given, {"method.temperature"})

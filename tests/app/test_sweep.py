@@ -110,7 +110,7 @@ def test_what_lies_in_the_folder_of_a_run_is_no_other_run(tmp_path: Path) -> Non
     write_run(tmp_path / ".submitit" / "1", 0.7)
     (tmp_path / "config.yaml").touch()  # of the sweep
     assert [found.folder for found in sweep.load_runs(tmp_path)] == [run]
-    with pytest.raises(ConfigError, match="There is no run below"):
+    with pytest.raises(ConfigError, match="There is no run in"):
         sweep.load_runs(run / "teacher")
 
 
@@ -158,7 +158,7 @@ def test_other_runs_are_compared_to_the_reference_that_is_named(tmp_path: Path) 
     # -3 and -2 points: mean -2.5, error 0.5, t(0.975, 1) 12.706, noncentrality 16.33.
     assert differences["dkel"] == ["2", "-2.50", "-8.85 to +3.85", "8.17"]
     assert differences["one"] == ["1", "-43.00", "n/a", "n/a"]
-    with pytest.raises(ConfigError, match=r"sweep.reference=pl is no label of .*: choose one of dkel, one, pcl\."):
+    with pytest.raises(ConfigError, match=r"sweep.reference=pl is not a label in .*: choose one of dkel, one, pcl\."):
         sweep.write_tables(tmp_path, "pl")
 
 

@@ -97,7 +97,7 @@ def test_a_module_of_a_lightning_project_learns_without_a_setting_of_the_recipe(
         ({"settings": {"epochs": 2}}, r"Unknown key epochs\. Did you mean .* or trainer\.max_epochs\?"),
         ({"data": "no_such_folder"}, "no_such_folder"),
         ({"settings": {"task": "export"}}, "returns a network"),
-        ({"settings": {"trainer": "ddp_cpu"}}, "trains in one process"),
+        ({"settings": {"trainer": "ddp_cpu"}}, "uses one process"),
     ],
 )
 def test_a_mistake_is_refused_and_leaves_nothing(arguments: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> 
 
 
 def test_a_missing_file_and_tensors_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"No checkpoint at .*none\.ckpt: give the path of a \.ckpt file"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint at .*none\.ckpt: pass the path of a \.ckpt file"):
         file_format.load(tmp_path / "none.ckpt")
     torch.save([torch.zeros(1)], tmp_path / "list.ckpt")
     with pytest.raises(CheckpointError, match="is not a Lightning checkpoint: it has no state_dict"):
@@ -107,8 +107,8 @@ def change(**settings: Any) -> Callable[[dict[str, Any]], None]:
     ("edit", "text"),
     [
         (lambda c: c.pop("dkel_lightning"), "was not written by a DistillationModule"),
-        (lambda c: c["dkel_lightning"].update(format=2), "has format 2, .* reads format 3 alone: install"),
-        (lambda c: c["dkel_lightning"].update(recipe=None), "was trained with parts put together by hand"),
+        (lambda c: c["dkel_lightning"].update(format=2), "has format 2, .* reads format 3: install"),
+        (lambda c: c["dkel_lightning"].update(recipe=None), "was trained with parts constructed by hand"),
         (change(method=None), "was trained with your own method"),
         (change(num_classes=7), "size mismatch for student"),
         (lambda c: c["state_dict"].pop("teacher.updates"), r"Missing key.*teacher\.updates"),

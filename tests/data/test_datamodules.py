@@ -142,7 +142,7 @@ def test_a_resume_with_other_held_out_images_is_refused_also_where_labels_are_so
         return made
 
     state = sorted_npz(0).state_dict()
-    with pytest.raises(DataError, match="is not the data that this run began with"):
+    with pytest.raises(DataError, match="is not the data of the resumed run"):
         sorted_npz(1).load_state_dict(state)
     sorted_npz(0).load_state_dict(state)
 

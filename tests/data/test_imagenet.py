@@ -69,7 +69,7 @@ def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) ->
     assert batch.views.shape == (4, 2, 3, 28, 28)
     stored: Any = data._stored("train")
     for sample, index in enumerate(batch.indices.tolist()):
-        file = stored.images.encoded(stored.chosen[index])[1]
+        file = stored.images.name(stored.chosen[index])
         seeds = data.augment.draw(generator(0, "augment", 0, index), 1, 2).seeds[:, 0].tolist()
         for view, seed in enumerate(seeds):
             expected: Tensor = v2.PILToTensor()(Image.open(file))
@@ -90,7 +90,7 @@ def test_what_means_nothing_here_is_refused_and_a_broken_file_named(root: Path, 
         tmp_path, {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*.png")}
     )
     (broken / "val" / "n01" / "01.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"01\.png is no readable image"):
+    with pytest.raises(DataError, match=r"01\.png is not a readable image"):
         list(module(broken).test_dataloader())
 
 

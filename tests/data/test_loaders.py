@@ -190,8 +190,8 @@ def test_a_memory_map_travels_to_a_worker_by_name(tmp_path: Any) -> None:
 def test_a_broken_image_that_a_worker_meets_is_one_error_without_its_traceback() -> None:
     class Broken(StoredImages):
         def read(self, indices: Tensor) -> Tensor:
-            raise DataError("7.png is no readable image: replace or remove it")
+            raise DataError("7.png is not a readable image: replace or remove it")
 
     broken = Broken(arrays()[0].numpy(), arrays()[1].numpy(), np.arange(COUNT))
-    with pytest.raises(DataError, match=r"^7\.png is no readable image: replace or remove it$"):
+    with pytest.raises(DataError, match=r"^7\.png is not a readable image: replace or remove it$"):
         list(EvaluationLoader(WorkerImages(broken, AUGMENT, workers=1), batch_size=11))

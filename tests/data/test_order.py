@@ -22,7 +22,7 @@ def test_evaluation_shards_are_disjoint_complete_and_equally_many(world: int, ex
 
 
 def test_fewer_evaluation_images_than_processes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"2 evaluation image\(s\) cannot be shared by 3 processes"):
+    with pytest.raises(ConfigError, match=r"2 evaluation image\(s\) cannot be divided between 3 processes"):
         evaluation_batches(2, 4, 0, 3)
 
 

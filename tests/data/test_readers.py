@@ -63,15 +63,15 @@ def test_an_image_is_cut_to_its_centre_and_scaled_as_pillow_does() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text", "it is none of BMP, GIF"),
+        (b"text", "not one of BMP, GIF"),
         (image_bytes(9)[:-40], "image"),
-        (image_bytes(900, mode="I;16"), "more than 8 bits a channel: convert it"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "it is none of BMP, GIF"),
+        (image_bytes(900, mode="I;16"), "more than 8 bits per channel: convert it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not one of BMP, GIF"),
     ],
     ids=["text", "torn", "16 bits", "a program of PostScript"],
 )
 def test_an_unreadable_image_is_named(content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=rf"^x\.png is no readable image \(.*{message}.*\): replace or remove it"):
+    with pytest.raises(DataError, match=rf"^x\.png is not a readable image \(.*{message}.*\): replace or remove it"):
         decode_to(content, "x.png", (3, 8, 8))
 
 
@@ -267,7 +267,7 @@ def test_the_cache_is_used_until_an_image_changes(tmp_path: Path, monkeypatch: p
     (root / "train/cat/2.png").write_bytes(image_bytes(3))  # of the same length
     assert values(read(root)) == [10, 11, 12, 0, 1, 3]
     (root / "train/cat/0.png").unlink()
-    with pytest.raises(DataError, match=r"no cache .* of the images as they are now: call prepare_data\(\) first"):
+    with pytest.raises(DataError, match=r"no cache .* of the current images: call prepare_data\(\) first"):
         folder_of(str(root)).read()
     assert values(read(root)) == [10, 11, 12, 1, 3]
     for old, new in (("cat", "other"), ("cache", "cat"), ("other", "cache")):
@@ -282,8 +282,8 @@ def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) 
     for name in ("train/cat/1.png", "train/cache/0.png", "val/cat/x.png", "train/cat/2.png"):
         (root / name).write_bytes(b"text")
     write_folder(root, {f"val/{c}/y.png": image_bytes(70) for c in ("cat", "cache")})
-    some = r"train/cache/0\.png \(it is none of .*1\.png.*2\.png.*; and 1 more"
-    cure = r"Replace or remove them, or leave them out by data\.skip_broken=true"
+    some = r"train/cache/0\.png \(not one of .*1\.png.*2\.png.*; and 1 more"
+    cure = r"Replace or remove them, or set data\.skip_broken=true"
     for _ in range(2):  # also where the cache is there
         with pytest.raises(DataError, match=rf"^4 of 10 images in .* cannot be read: {some}\. {cure}"):
             folder_of(str(root)).prepare_data()
@@ -300,7 +300,7 @@ def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) 
         "data.batch_size=2", "data.validation=0.4",
     )  # fmt: skip
     train(run)
-    assert "it is none of" in json.loads((run.folder / "broken_images.json").read_text("utf-8"))["train/cat/1.png"]
+    assert "not one of" in json.loads((run.folder / "broken_images.json").read_text("utf-8"))["train/cat/1.png"]
 
 
 def test_a_flat_folder_or_one_without_a_test_set_is_split_by_seed_and_share(tmp_path: Path) -> None:
@@ -333,17 +333,20 @@ def test_a_folder_unlabelled_holds_training_images_of_no_known_class(tmp_path: P
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (shutil.rmtree, r"data\.root=.*images must be a folder that holds train/CLASS/.*none of them"),
-    "no train": (lambda r: (r / "train").rename(r / "training"), "must be a folder that .*holds val$"),
+    "no folder": (shutil.rmtree, r"data\.root=.*images must contain train/CLASS/.*none of them"),
+    "no train": (lambda r: (r / "train").rename(r / "training"), "must contain .*it contains val$"),
     "other names": (
         lambda r: [(r / a).rename(r / b) for a, b in (("train", "training"), ("val", "validation"))],
-        "must be a folder that .*holds training, validation$",
+        "must contain .*it contains training, validation$",
     ),
     "empty class": (
         lambda r: [f.unlink() for f in (r / "train/cat").iterdir()],
-        "train/cat holds no image .*remove it",
+        "train/cat contains no image .*remove it",
     ),
-    "other classes": (lambda r: (r / "val/cat").rename(r / "val/dog"), "hold the same classes; only one has cat, dog"),
+    "other classes": (
+        lambda r: (r / "val/cat").rename(r / "val/dog"),
+        "contain the same classes; only one has cat, dog",
+    ),
 }
 
 
@@ -401,7 +404,7 @@ def test_every_place_of_tinyimagenet_gives_the_same_images(
 
 
 def test_tinyimagenet_that_is_missing_says_what_to_put_where(tmp_path: Path, server: Path) -> None:
-    cure = r"Put tiny-imagenet-200\.zip \(.*, md5 .*\) or the folder .* or set data\.download=true"
+    cure = r"Put tiny-imagenet-200\.zip \(.*, md5 .*\) or its unpacked folder .* or set data\.download=true"
     with pytest.raises(DataError, match=rf"no TinyImageNet in .*new\. {cure}"):
         tiny_of(tmp_path / "new").prepare_data()
     assert not (tmp_path / "new").exists()

@@ -41,7 +41,7 @@ def test_a_larger_limit_only_adds_images() -> None:
 
 @pytest.mark.parametrize("share", [0.001, 0.9995])
 def test_an_empty_part_is_refused(share: float) -> None:
-    with pytest.raises(ConfigError, match="both need some"):
+    with pytest.raises(ConfigError, match="leaves some for both"):
         hold_out_share(LABELS, share, 0, "validation")
 
 

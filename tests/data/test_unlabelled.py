@@ -136,7 +136,7 @@ def test_a_teachers_initialisation_sees_labelled_images_alone() -> None:
 
 def test_a_share_of_images_that_are_not_there_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"data\.unlabelled_share=0\.5 mixes 1293 labelled and 0 unlabelled .* needs both"
+        ConfigError, match=r"data\.unlabelled_share=0\.5 mixes 1293 labelled and 0 unlabelled .* enough of both"
     ):
         digits(labelled=None, unlabelled_share=0.5).train_dataloader()
 

@@ -117,5 +117,5 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     config.write_text(config.read_text().replace("torch.optim.SGD", "os.system"))
     done = dkel("resume=last", cwd=tmp_path)
     assert done.returncode == 2
-    assert "names os.system (optimizer._target_), which is used only if you name it" in done.stderr
+    assert "names os.system (optimizer._target_), which is not trusted" in done.stderr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0

@@ -67,5 +67,5 @@ def test_a_teacher_with_weights_needs_no_stage_of_its_own() -> None:
     assert stages.stages_before(compose("method=kd", "teacher.weights=x.pt")) == {}
     fetched = ("method=kd", "teacher.backbone=hf:vit", "teacher.pretrained=true")
     assert stages.stages_before(compose(*fetched)) == {}
-    with pytest.raises(ConfigError, match="heads is fitted on a teacher in a file"):
+    with pytest.raises(ConfigError, match="heads needs a teacher from a file"):
         stages.stages_before(compose("method=dih", *fetched[1:]))

@@ -1,4 +1,4 @@
-"""A picture of a few training images as the networks see them."""
+"""Draw a few augmented training images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IMAGES = 8
 
 
 class AugmentedViews(Callback):
-    """Draw the views of the first `IMAGES` images of the first training batch, once a run.
+    """Draw the views of the first `IMAGES` images of the first training batch, once per run.
 
     Args:
-        path: the PNG; a run that has one already is left alone.
-        mean: channel means that the data subtracts.
-        std: channel deviations by which it divides.
+        path: the PNG; an existing one is kept.
+        mean: channel means of the normalisation.
+        std: channel deviations of the normalisation.
     """
 
     def __init__(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -43,7 +43,7 @@ class AugmentedViews(Callback):
 
 
 def to_pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Undo the normalisation of `views` [..., C, H, W], as bytes."""
+    """Undo the normalisation of `views` [..., C, H, W]; return uint8."""
     shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     pixels = (views.detach().float().cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.numpy())

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar on a terminal, a line an epoch elsewhere; and its speed."""
+"""Progress of a run: a bar on a terminal, one line per epoch, and the throughput."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ SHOWN = (
     ("r", "weights/rampup", ".2f"),
     ("v", "weights/ensemble_decay", ".2f"),
 )
-"""What is shown of an epoch: label, metric, form. Of student and teacher the best peer, as validation sees it; r and v
-are the two weights in force. All of it fits into 80 columns."""
+"""Label, metric and format of the values in an epoch's line. Student and teacher are the best peers in validation,
+r and v the weights of the ramp-up and the ensemble."""
 
 
 def epoch_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of the last epoch by label; empty before there are any. Reads them from the device."""
+    """Format the values of the last epoch by label. Synchronises with the device."""
     found = {label: (float(metrics[name]), form) for label, name, form in SHOWN if name in metrics}
-    # A loss that runs away would push the rest out of sight.
+    # A diverging loss would push the rest off the line.
     return {label: f"{value:{form if abs(value) < 1e4 else '.3g'}}" for label, (value, form) in found.items()}
 
 
 def epoch_line(trainer: Trainer, *more: str) -> str:
-    """Write where the run is, and the figures of the last epoch."""
+    """Format epoch, step and the values of the last epoch."""
     figures = [f"{label} {value}" for label, value in epoch_figures(trainer.callback_metrics).items()]
     return "  ".join(
         [f"epoch {trainer.current_epoch}/{trainer.max_epochs}", f"step {trainer.global_step}", *figures, *more]
@@ -92,11 +92,11 @@ def epoch_line(trainer: Trainer, *more: str) -> str:
 
 
 class EpochLines(Callback):
-    """Print a line an epoch; above the bar where there is one.
+    """Print one line per epoch, above the bar if there is one.
 
     Args:
-        throughput: knows the images a second; left out without.
-        bar: through which the lines are printed.
+        throughput: measures the images per second, which are omitted without it.
+        bar: the progress bar, through which the lines are printed.
     """
 
     def __init__(self, throughput: Throughput | None = None, bar: EpochProgressBar | None = None) -> None:
@@ -104,7 +104,7 @@ class EpochLines(Callback):
         self.write: Callable[[str], None] = functools.partial(print, flush=True) if bar is None else bar.print
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch before: a module logs its epoch after the callbacks' hooks have run."""
+        """Print the previous epoch: modules log an epoch after the hooks of callbacks have run."""
         if trainer.current_epoch > 0 and "train/loss" in trainer.callback_metrics:
             self.on_train_end(trainer, pl_module)
 
@@ -115,7 +115,7 @@ class EpochLines(Callback):
 
 
 class EpochProgressBar(TQDMProgressBar):
-    """Lightning's bar without figures, which `EpochLines` prints: a step reads nothing from the device for it."""
+    """Lightning's bar without metrics, so that no step synchronises with the device; `EpochLines` prints them."""
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Count from 1."""

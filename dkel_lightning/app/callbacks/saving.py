@@ -1,4 +1,4 @@
-"""The two checkpoints of a run, `best.ckpt` and `last.ckpt`, and the signals that ask for one."""
+"""Write `best.ckpt` and `last.ckpt`, and handle signals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dkel_lightning.runtime.processes import any_process, print_once
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best epoch, and of equally good ones the latest: a small validation set has many ties.
+    """Keep the best epoch, the latest in a tie: small validation sets have many ties.
 
-    An epoch without a validation is no candidate; the score that Lightning still shows belongs to another one.
+    Epochs without a validation are skipped; Lightning's score is then that of an earlier epoch.
     """
 
     _validated = False
@@ -37,11 +37,11 @@ class BestCheckpoint(ModelCheckpoint):
         self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the best score also where the folder of the run has been moved, unless best.ckpt is missing or torn."""
+        """Restore the best score, also if the run's folder was moved, unless best.ckpt is missing or torn."""
         path = str(Path(str(self.dirpath)) / "best.ckpt")
         score = state_dict["best_model_score"]
         if score is not None and not is_whole(Path(path)):
-            print_once(f"{path} is missing or torn: the best of the epochs to come replaces it.")
+            print_once(f"{path} is missing or torn: the best of the remaining epochs replaces it.")
             gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, **gone}
         elif score is not None:
@@ -56,7 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's; a run that had stopped stays stopped when it is resumed."""
+    """Lightning's, but a run that was stopped early stays stopped when it is resumed."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
@@ -64,7 +64,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class SettingsHash(Callback):
-    """Keep the hash of the run's settings in every checkpoint: a resume can tell whether config.yaml was edited."""
+    """Store a hash of the run's settings in every checkpoint, to detect edits of config.yaml on a resume."""
 
     def __init__(self, settings_hash: str) -> None:
         self.hash = settings_hash
@@ -76,8 +76,8 @@ class SettingsHash(Callback):
 class MetricsRow(Checkpoint):
     """Write the epoch's row of metrics.csv before the epoch's checkpoints; must come before them in the list.
 
-    Lightning writes it after them: a run that is killed in between would go on after the epoch and lack its row. The
-    other way round the row is dropped on resume and made again.
+    Lightning writes it after them: a run killed in between would resume after the epoch and lack its row. In this order
+    the row is dropped on a resume and written again.
     """
 
     def __init__(self, rows: MetricsFile) -> None:
@@ -95,18 +95,18 @@ class MetricsRow(Checkpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the newest state: every n epochs, at the end of the run, and every n steps where asked.
+    """Save the current state every n epochs, at the end of the run, and optionally every n steps.
 
-    Within an epoch it saves only between two optimizer steps, never amid accumulated gradients, which no checkpoint
-    holds; and never after the last batch, whose epoch ends with a checkpoint anyway.
+    Within an epoch it saves only between two optimizer steps, since checkpoints do not hold accumulated gradients, and
+    never after the last batch.
 
     Args:
         path: the file, replaced each time.
-        every_n_epochs: epochs between two of them.
-        every_n_steps: optimizer steps between two of them within an epoch; None for none.
+        every_n_epochs: epochs between two checkpoints.
+        every_n_steps: optimizer steps between two checkpoints within an epoch, or None.
 
     Attributes:
-        requested: whether the end of this epoch must be saved in any case.
+        requested: whether to save at the end of this epoch in any case.
     """
 
     def __init__(self, path: str | Path, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
@@ -127,9 +127,9 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def between_steps(self, trainer: Trainer) -> bool:
-        """Tell whether a training can be interrupted after this batch and go on as if it had not been.
+        """Return whether the training can be resumed exactly after this batch.
 
-        Loaders without a `state_dict`, torch's own among them, cannot go on within an epoch.
+        Loaders without a `state_dict`, such as torch's, cannot resume within an epoch.
         """
         if trainer.global_step == self._step_before or trainer.is_last_batch:
             return False
@@ -147,15 +147,15 @@ class LastCheckpoint(Checkpoint):
 
 
 class SaveOnSignal(Callback):
-    """End the training cleanly on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
+    """Save a checkpoint and stop on Ctrl-C, SIGTERM and SIGUSR1 (which SLURM sends before it preempts).
 
-    The signal is honoured between two optimizer steps, with a checkpoint there; in validation, at the end of the epoch.
-    A second Ctrl-C ends at once, and the checkpoint before it stands. Several processes agree first, after every
-    `every_n_batches` batches, since the signal may reach only one of them.
+    The training stops between two optimizer steps, or at the end of the epoch if the signal arrives in validation. A
+    second Ctrl-C stops at once without a checkpoint. The signal may reach only one of several processes, so they
+    communicate every `every_n_batches` batches.
 
     Args:
         last: writes the checkpoint.
-        every_n_batches: batches between two agreements of several processes.
+        every_n_batches: batches between two communications.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
@@ -168,7 +168,7 @@ class SaveOnSignal(Callback):
         self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handlers, which stop amid accumulated gradients, until the end of the training."""
+        """Replace Lightning's signal handlers, which may stop within accumulated gradients."""
         self.received, self._batches = None, 0
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
@@ -193,7 +193,7 @@ class SaveOnSignal(Callback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the handlers, or stop: what comes after the training is left to the resumed run."""
+        """Restore the handlers; if a signal was received, leave the test to the resumed run."""
         self._restore_handlers()
         if self.last.requested:
             self._stop(trainer)

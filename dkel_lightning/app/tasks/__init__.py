@@ -1,1 +1,1 @@
-"""The tasks of the command line, one file each; conf/task says which function each choice calls."""
+"""Tasks of the command line; conf/task names their functions."""

@@ -16,10 +16,7 @@ from dkel_lightning.export import Exported, Preprocessing, export, formats
 
 
 def export_checkpoint(run: Run) -> Exported:
-    """Export the checkpoint `values["checkpoint"]` as `values["export"]` says; no images are read.
-
-    The folder is `export.to`, or `<member>_<format>` in the run's.
-    """
+    """Export the network of a checkpoint to `export.to`, by default `<member>_<format>` in the task's folder."""
     settings, path = run.values["export"], Path(run.values["checkpoint"])
     formats.check(settings["format"])
     module = load_module(path, run.values)
@@ -40,13 +37,13 @@ def export_checkpoint(run: Run) -> Exported:
 
 
 def preprocessing_of(module: DistillationModule, path: Path, values: Mapping[str, Any]) -> Preprocessing:
-    """Return how images are prepared for the networks of a checkpoint, as its run has recorded it."""
+    """Return the preprocessing of images that the run of a checkpoint used."""
     recipe, data = module.recipe or {}, values["data"]
     mean, std, size = data["mean"], data["std"], recipe.get("image_size")
     if mean is None or std is None or size is None:
         raise ConfigError(
-            f"The run of {path} does not say how its images are prepared: give the data module attributes mean and std "
-            "(of images in [0, 1], one a channel), or data.mean=[...] and data.std=[...]."
+            f"The run of {path} does not define how images are normalised: set data.mean=[...] and data.std=[...] (of "
+            "images in [0, 1], one value per channel), or attributes mean and std of the data module."
         )
     margin = getattr(build.data_class(data), "margin", 1.0)
     height, width = size

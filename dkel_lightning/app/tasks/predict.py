@@ -28,14 +28,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a prediction gave: by image file the classes and their probabilities, most probable first."""
+    """The file written, and for each image its classes and probabilities, most probable first."""
 
     classes: Mapping[Path, list[tuple[str, float]]]
     file: Path
 
 
 def predict(run: Run) -> PredictResult:
-    """Classify `predict.images` with `checkpoint`: an exported file or folder, or a .ckpt file."""
+    """Classify `predict.images` with `checkpoint`: a .ckpt file, or an export."""
     settings = run.values["predict"]
     if settings["images"] is None:
         raise ConfigError("task=predict needs predict.images=PATH of an image file or a folder.")

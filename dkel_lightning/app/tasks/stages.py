@@ -1,9 +1,8 @@
-"""Trainings that come before a training: functions from settings to settings.
+"""Settings of the training stages that precede a training.
 
-A method whose frozen teacher is a network of its own (`needs.foreign_teacher`) has it trained first, in the folder
-`teacher`, unless it is given weights; one that builds on parts fitted on the frozen teacher (`needs.fitted_by`) has
-these fitted by that method, in the folder of its name. Each stage is an ordinary run inside the run's folder and ends
-with the checkpoint with which the next one begins.
+A frozen teacher of another architecture (`needs.foreign_teacher`) without weights is trained first, in the folder
+`teacher`. Parts that are fitted on the frozen teacher (`needs.fitted_by`) are then fitted by that method, in the folder
+of its name. Each stage is an ordinary run inside the run's folder; the next stage starts from its checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TEACHER = "teacher"
 
 
 def stages_before(values: Values) -> dict[str, dict[str, Any]]:
-    """Return the settings of the stages that these settings ask for before their own training, by folder, in order."""
+    """Return the settings of the stages before the training itself, by folder, in order."""
     return {
         name: _teacher(values) if name == TEACHER else _on_teacher_network(values, name, name, values["method"])
         for name in stage_names(values)
@@ -34,20 +33,20 @@ def stages_before(values: Values) -> dict[str, dict[str, Any]]:
 
 
 def stage_names(values: Values) -> list[str]:
-    """Return the folders of the stages that these settings ask for."""
+    """Return the folders of the stages."""
     needs, teacher = get_preset(values["method"]["name"]).method.needs, values["teacher"]
     if not needs.foreign_teacher or teacher.get("update") != "frozen":
         return []
     weights, fitted_by = teacher.get("weights"), needs.fitted_by
     trained = weights or teacher.get("pretrained") or values["method"].get("checkpoints")
     if fitted_by is not None and weights is None and teacher.get("pretrained"):
-        raise ConfigError(f"{fitted_by} is fitted on a teacher in a file, not on a fetched one: give teacher.weights.")
+        raise ConfigError(f"{fitted_by} needs a teacher from a file, not a downloaded one: set teacher.weights.")
     fitted = fitted_by is None or (weights is not None and _method_of(Path(weights)) == fitted_by)
     return [*([] if trained else [TEACHER]), *([] if fitted else [str(fitted_by)])]
 
 
 def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
-    """Return the settings that begin with this file: of a teacher of its own, else of the student; None: with none."""
+    """Return settings that load this file into the teacher of kd and its kin, else into the student; None: no file."""
     groups = ["teacher", "backbone"]
     if weights is not None:
         groups = ["teacher" if get_preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"]
@@ -57,7 +56,7 @@ def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
 
 
 def _teacher(values: Values) -> dict[str, Any]:
-    """Train a teacher: one peer on the labelled data and protocol, by the method that `teacher.training` means."""
+    """Return the settings of the teacher's training: one peer, by the method of `teacher.training`."""
     teacher = values["teacher"]
     training = teacher.get("training", "plain")
     student = {"student": values["backbone"]["name"]} if training == "sftn" else {}
@@ -65,7 +64,7 @@ def _teacher(values: Values) -> dict[str, Any]:
     trainer, scheduler = dict(values["trainer"]), dict(values["scheduler"])
     epochs, length = trainer["max_epochs"], teacher.get("training_epochs")
     if training == "early_stopped":
-        # The rate falls as in the whole run, which is left early.
+        # The learning rate follows the schedule of the whole run.
         if epochs > 0 and "milestones" in scheduler:
             scheduler["milestones"] = milestones_in_epochs(scheduler["milestones"], epochs)
         trainer |= {key: math.ceil(EARLY * trainer[key]) for key in ("max_epochs", "max_steps") if trainer[key] > 0}
@@ -78,10 +77,10 @@ def _teacher(values: Values) -> dict[str, Any]:
 
 
 def _on_teacher_network(values: Values, stage: str, method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the teacher's network as a single peer by a method, with those of `settings` that this method has.
+    """Return settings that train the teacher's network as a single peer, with those of `settings` that the method has.
 
-    Its labels keep their weight: `method.labels` is the student's.
-    The seed is derived from the run's, or a teacher of the student's architecture would start as its student does.
+    `method.labels` is not passed on. The seed is derived from the run's, since a teacher of the student's architecture
+    would otherwise start with the student's weights.
     """
     chosen, teacher = get_preset(method), values["teacher"]
     known = [field.name for field in fields(chosen.method.Settings)]

@@ -1,4 +1,4 @@
-"""task=geometry, task=convergence and task=dual_policy: each runs a study that writes into the run's folder."""
+"""task=geometry, task=convergence and task=dual_policy: run a study in the run's folder."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ class TrainResult:
     """The result of a training run.
 
     Attributes:
-        last: test of the last epoch.
-        best: test of the epoch that validation chose; None where no checkpoint was written.
-        images_per_second: training throughput, all processes together.
-        seconds: wall time of the fit, also before a resume.
-        memory: its peak memory.
+        last: scores of the last epoch.
+        best: scores of the epoch selected in validation; None without a checkpoint.
+        images_per_second: training throughput of all processes together.
+        seconds: wall time of the fit, including time before a resume.
+        memory: peak memory of the fit.
         deployed_parameters: parameters of the network that is deployed.
     """
 
@@ -71,12 +71,12 @@ class TrainResult:
 
     @property
     def objective(self) -> float:
-        """The deployed network's accuracy in the validation that chose it, which a search maximises."""
+        """Validation accuracy of the deployed network, which a search maximises."""
         return (self.best or self.last).objective
 
 
 def train(run: Run) -> TrainResult:
-    """Train as configured, stage by stage, and write the outputs into the run's folder."""
+    """Train stage by stage, and write the outputs into the run's folder."""
     stages = stages_before(run.values)
     if stages:
         run.write_config()
@@ -93,7 +93,7 @@ def train(run: Run) -> TrainResult:
 
 def _train(run: Run, weights: Path | None = None) -> TrainResult:
     """Train one stage, from the teacher's `weights` of the previous stage where there is one."""
-    # torchrun's processes may have named the folder by different times: all take what the first one has.
+    # The folders of torchrun's processes may differ by the time in their names.
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values, step = run.values, None
     if run.resume is not None:
@@ -151,7 +151,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
 
 
 def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse settings that were edited since the run began."""
+    """Refuse settings that were edited since the run started."""
     saved_hash = checkpoint.get("callbacks", {}).get(SettingsHash.__name__, {}).get("hash")
     if saved_hash not in (None, settings_hash(run.values)):
         raise CheckpointError(
@@ -171,7 +171,7 @@ def prepare_data(values: Values) -> ClassificationData:
 
 
 def _data_lock(root: Path) -> Path:
-    """Return a user's lock file for a data root: a temporary file, since the root may be read-only."""
+    """Return this user's lock file for a data root, in the temporary folder, since the root may be read-only."""
     digest = hashlib.sha256(f"{Path.home()}:{root.resolve()}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"dkel_{digest}.lock"
 
@@ -193,7 +193,7 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
         progress = "bar" if sys.stdout.isatty() or "ipykernel" in sys.modules else "lines"
     if progress == "bar":
         bar = EpochProgressBar()
-        callbacks += [EpochLines(throughput, bar), bar]  # the line of the last epoch before the bar closes
+        callbacks += [EpochLines(throughput, bar), bar]  # the last line must be printed before the bar closes
     elif progress == "lines":
         callbacks.append(EpochLines(throughput))
     if data.get("mean") is not None:
@@ -202,7 +202,7 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
 
 
 def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint) -> list[Callback]:
-    """Build what writes checkpoints, in the order in which it must run at the end of an epoch."""
+    """Build the callbacks that write checkpoints, in the order in which they must run."""
     monitor = run.values["callbacks"]["monitor"]
     best = BestCheckpoint(
         run.checkpoints,
@@ -210,11 +210,11 @@ def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint) -> 
         monitor=monitor,
         mode=_mode(monitor),
         save_top_k=1,
-        # At the end of the epoch rather than of validation: what the epoch logged is then in the checkpoint.
+        # After the epoch rather than after validation, so that the checkpoint holds the epoch's metrics.
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    # The last one comes last, so that it knows which epoch was the best.
+    # last.ckpt comes last, so that it holds the state of best.ckpt.
     return [SaveOnSignal(last), SettingsHash(settings_hash(run.values)), MetricsRow(rows), best, last]
 
 
@@ -299,7 +299,7 @@ def _report(
     for logger in loggers:
         logger.log_metrics(_final_metrics(tests.values()), module.trainer.global_step)
         logger.finalize("success")
-    run.write_json(SUMMARY, summary)  # last: it says that the run has finished
+    run.write_json(SUMMARY, summary)  # last, since it marks the run as finished
     speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}")
 
@@ -310,20 +310,20 @@ def _final_metrics(tests: Iterable[CheckpointScores]) -> dict[str, float]:
 
 
 def _note(values: Values, result: TrainResult) -> str:
-    """Say what is deployed and what chose it."""
+    """Explain how the deployed network was selected."""
     images = f"{result.last.images} test images."
     if not result.last.validated:
-        return f"* deployed. Nothing was validated, so nothing chose an epoch or a peer. {images}"
+        return f"* deployed. Without validation, no epoch or peer was selected. {images}"
     where = "the test set itself" if values["data"]["selection"] == "paper" else "held-out training images"
     if values["data"].get("_target_"):
         where = "the validation images of the data module"
-    what = "Epoch and network were" if result.last.was_chosen else "The network was set beforehand, the epoch was"
+    what = "Epoch and network were" if result.last.was_chosen else "The epoch was"
     test = result.best or result.last
-    note = f"* deployed. {what} chosen on {where}. {images}"
+    note = f"* deployed. {what} selected on {where}. {images}"
     if test.passed_over is None or test.validation_accuracy is None:
         return note
     other = test.passed_over
     return (
         f"{note}\n{scores.describe(test.deployed).capitalize()} had {test.validation_accuracy:.1%} in validation, and "
-        f"{scores.describe(other['network'])}, which the method itself deploys, {other['validation_accuracy']:.1%}."
+        f"{scores.describe(other['network'])}, the default of the method, {other['validation_accuracy']:.1%}."
     )

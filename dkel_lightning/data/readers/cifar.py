@@ -30,7 +30,7 @@ class _CIFARDataModule(ImageDataModule):
     def _load(self, train: bool, download: bool = False) -> Any:
         official: Any = getattr(import_module("torchvision.datasets"), self._name)
         try:
-            # Which compares the md5 of every file before it unpickles any.
+            # torchvision compares the md5 of every file before it unpickles any.
             return official(self.root, train=train, download=download)
         except (RuntimeError, OSError) as error:
             raise DataError(

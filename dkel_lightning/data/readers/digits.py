@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: real data without a download."""
+"""scikit-learn's 1,797 handwritten digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.splits import hold_out
 
 TEST_IMAGES = 360
-# The division into training and test images is part of the data set, so no setting reaches this seed.
+# The test split is part of the data set, so its seed is not a setting.
 TEST_SPLIT_SEED = 1797
 
 

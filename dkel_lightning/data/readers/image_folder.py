@@ -30,7 +30,7 @@ _SPLIT_LIKE = {"training", "testing", "valid", "validation"}
 def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     """List the image files of each split below `root`, and the classes, in alphabetical order.
 
-    Images in `unlabelled/` are training images of the label -1. Without `train/` the folders of `root` are the classes.
+    Images in `unlabelled/` are training images with the label -1. Without `train/`, the subfolders are the classes.
     """
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if not splits and root.is_dir():
@@ -38,7 +38,7 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     classes = _classes(splits["train"]) if "train" in splits else []
     if not classes or _SPLIT_LIKE & set(classes):
         raise DataError(
-            f"data.root={root} must be a folder that holds {_LAYOUT}; it holds "
+            f"data.root={root} must contain {_LAYOUT}; it contains "
             f"{', '.join(splits.keys() - {'train'} or classes) or 'none of them'}"
         )
     if "val" in splits and "test" not in splits:
@@ -47,7 +47,7 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     for split, folder in splits.items():
         if different := sorted(set(_classes(folder)) ^ set(classes)):
             raise DataError(
-                f"{folder} and {splits['train']} must hold the same classes; only one has {', '.join(different[:5])}"
+                f"{folder} and {splits['train']} must contain the same classes; only one has {', '.join(different[:5])}"
             )
         by_class = [images_in(folder / name) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in by_class])
@@ -65,7 +65,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """List the image files below a folder by their suffixes, sorted, without hidden ones."""
+    """List the image files below a folder by suffix, sorted, without hidden files."""
     files = sorted(
         f"{place}{os.sep}{name}"
         for place, _, names in os.walk(folder, followlinks=True)
@@ -74,25 +74,25 @@ def images_in(folder: Path) -> list[str]:
         if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
     )
     if not files:
-        raise DataError(f"{folder} holds no image ({' '.join(sorted(SUFFIXES))}): add some or remove it")
+        raise DataError(f"{folder} contains no image ({' '.join(sorted(SUFFIXES))}): add some or remove it")
     return files
 
 
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images: `root/train/<class>/...` and `root/test/<class>/...` or `root/val/<class>/...`.
 
-    With both, `val` is the validation split; with neither, and where `root` holds the classes alone, `data.test` of the
-    images are held out. `root/unlabelled/...` holds training images of no known class. Every image becomes RGB: its
-    central square, scaled. It is decoded once, into a cache.
+    With both, `val` is the validation split; with neither, and if the classes are in `root` itself, the share `test` is
+    held out. `root/unlabelled/...` holds training images of unknown class. Images are converted to RGB, resized and
+    cropped to squares, and decoded once into a cache.
 
     Attributes:
-        broken: What is wrong with each image that was left out, by its name.
+        broken: The errors of images that were left out, by name.
 
     Args:
         *args: As in `ImageDataModule`.
-        image_size: Height and width of the scaled images, in pixels.
+        image_size: Height and width of the images, in pixels.
         cache_dir: Folder of the cache; None: `dkel_cache` in `root`.
-        skip_broken: Leave images that cannot be read out, instead of ending the run.
+        skip_broken: Leave out unreadable images instead of raising an error.
         **kwargs: As in `ImageDataModule`.
     """
 
@@ -124,7 +124,7 @@ class ImageFolderDataModule(ImageDataModule):
             few += [f"and {len(broken) - 3} more"] if len(broken) > 3 else []
             raise DataError(
                 f"{len(broken)} of {sum(len(cache.files) for cache in caches)} images in {self.root} cannot be read: "
-                f"{'; '.join(few)}. Replace or remove them, or leave them out by data.skip_broken=true"
+                f"{'; '.join(few)}. Replace or remove them, or set data.skip_broken=true"
             )
 
     def read(self) -> ImageSet:

@@ -1,31 +1,27 @@
-"""Image files that are decoded at each use: ImageNet, and any folder too large for a cache."""
+"""ImageNet, and other folders that are too large for a cache: images are decoded at each use."""
 
 from __future__ import annotations
 
-import os
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dkel_lightning.data.augment import ResizedCropFlip
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.decode import EncodedImages
+from dkel_lightning.data.decode import ImageFiles
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import list_images
 from dkel_lightning.errors import ConfigError
 
 MARGIN = 8 / 7
-"""Size of a scaled evaluation image relative to its central crop: 256 pixels for 224."""
+"""Size of a resized evaluation image relative to its central crop: 256 to 224 pixels."""
 
 
 class ImageNetDataModule(ImageDataModule):
     """Image files in `root/train/<class>/...` and `root/val/<class>/...` (or `test/`), decoded by workers at each use.
 
-    ImageNet as torchvision's `ImageNet(root, split)` unpacks it, or any other folder of images. A training view is a
-    random part of its image, of 8 to 100 % of its area, scaled; an evaluation sees the central crop.
+    ImageNet as unpacked by torchvision's `ImageNet(root, split)`, or any other folder of images. Training uses random
+    resized crops, evaluation the central crop.
 
     Args:
         *args: As in `ImageDataModule`, without `padding` and without `residency="device"`.
@@ -44,25 +40,17 @@ class ImageNetDataModule(ImageDataModule):
         super().__init__(*args, **kwargs)
         self.image_size = image_size
         if self.padding or self.residency == "device":
-            raise ConfigError("data=imagenet crops random parts of images in workers: leave out padding and residency")
+            raise ConfigError("data=imagenet uses random resized crops in workers: leave out padding and residency")
         self.residency = "workers"
 
     def read(self) -> ImageSet:
         listings, classes = list_images(self.root)
         splits = {}
         for split, (files, labels) in listings.items():
-            # One block of bytes: as many objects would be copied to every worker that touches them.
-            names = np.array([os.fsencode(name) for name in files])
-            encoded = EncodedImages(len(names), self.image_size, partial(_read, names), MARGIN)
-            splits[split] = Images(encoded, np.asarray(labels, dtype=np.int64))
+            splits[split] = Images(ImageFiles(files, self.image_size, MARGIN), np.asarray(labels, dtype=np.int64))
         return ImageSet(splits["train"], splits.get("test"), classes, splits.get("val"))
 
     def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
         constants = super()._make_augment(data).normalize
         policies = (self.policy, self.augment_strong)
         return ResizedCropFlip(self.image_size, self.flip, constants.mean, constants.std, *policies)
-
-
-def _read(names: NDArray[np.bytes_], index: int) -> tuple[bytes, str]:
-    name = os.fsdecode(bytes(names[index]))
-    return Path(name).read_bytes(), name

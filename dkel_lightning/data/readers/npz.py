@@ -23,8 +23,8 @@ _LAYOUT = (
 class NpzDataModule(ImageDataModule):
     """An `.npz` file in the MedMNIST layout; `root` is its path. Arguments: `ImageDataModule`.
 
-    `unlabelled_images` are training images whose labels are not known, as are those of the label -1.
-    Nothing is unpickled. Images are not mirrored by default: they may show writing, or organs that have a side.
+    `unlabelled_images`, and images with the label -1, are training images of unknown class. Nothing is unpickled.
+    Images are not mirrored by default, since they may show letters or organs.
     """
 
     default_flip = False
@@ -35,8 +35,8 @@ class NpzDataModule(ImageDataModule):
                 arrays: dict[str, NDArray[Any]] = dict(file)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self.root} cannot be read ({error}): data.root must be an .npz file of plain arrays, written by "
-                f"numpy.savez, with {_LAYOUT}"
+                f"{self.root} cannot be read ({error}): data.root must be an .npz file written by numpy.savez, with "
+                f"{_LAYOUT}"
             ) from error
         splits = ["train", *(name for name in ("test", "val") if {f"{name}_images", f"{name}_labels"} & arrays.keys())]
         required = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]

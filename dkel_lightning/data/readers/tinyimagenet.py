@@ -36,7 +36,7 @@ class TinyImageNetDataModule(ImageFolderDataModule):
             wnids = (folder / "wnids.txt").read_text(encoding="utf-8").split()
             annotations = (folder / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise DataError(f"{folder} has not the layout of TinyImageNet ({error}). {self._cure()}") from error
+            raise DataError(f"{folder} does not have the layout of TinyImageNet ({error}). {self._hint()}") from error
         number = {wnid: index for index, wnid in enumerate(wnids)}
         train = [(file, number[wnid]) for wnid in wnids for file in images_in(folder / "train" / wnid / "images")]
         fields = [line.split("\t") for line in annotations]
@@ -50,18 +50,18 @@ class TinyImageNetDataModule(ImageFolderDataModule):
     def _unpack(self) -> None:
         archive = self.root / f"{FOLDER}.zip"
         if not self.download and not check_integrity(str(archive), MD5):
-            raise DataError(f"no TinyImageNet in {self.root}. {self._cure()}")
+            raise DataError(f"no TinyImageNet in {self.root}. {self._hint()}")
         try:
-            download_url(URL, str(self.root), md5=MD5)  # keeps a file that has this md5
-            with tempfile.TemporaryDirectory(dir=self.root) as place:  # what a killed run leaves is never read
+            download_url(URL, str(self.root), md5=MD5)  # keeps a file with this md5
+            with tempfile.TemporaryDirectory(dir=self.root) as place:  # an interrupted extraction is never read
                 extract_archive(str(archive), place)
                 (Path(place) / FOLDER).replace(self.root / FOLDER)
         except (OSError, RuntimeError) as error:
-            raise DataError(f"TinyImageNet cannot be fetched into {self.root} ({error}). {self._cure()}") from error
+            raise DataError(f"TinyImageNet cannot be fetched into {self.root} ({error}). {self._hint()}") from error
 
-    def _cure(self) -> str:
+    def _hint(self) -> str:
         return (
-            f"Put {FOLDER}.zip ({URL}, 237 MB, md5 {MD5}) or the folder that it unpacks to into {self.root}, or set "
+            f"Put {FOLDER}.zip ({URL}, 237 MB, md5 {MD5}) or its unpacked folder into {self.root}, or set "
             "data.download=true on a machine with a network"
         )
 

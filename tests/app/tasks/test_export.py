@@ -199,9 +199,9 @@ def test_a_network_of_ones_own_is_exported_from_python(tmp_path: Path) -> None:
     own.load_state_dict(load_file(path))
     with torch.no_grad():
         torch.testing.assert_close(own.eval()(images), module.evaluate(images).logits[1])
-    with pytest.raises(CheckpointError, match="a network of the user's own, which cannot be rebuilt by name"):
+    with pytest.raises(CheckpointError, match="a custom network, which cannot be rebuilt by name"):
         open_exported(path)
-    with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], the preprocessing gives"):
+    with pytest.raises(ConfigError, match=r"The images to compare on are \[6, 3, 9, 9\], but the preprocessing gives"):
         export(module, tmp_path / "other", Preprocessing(1, 9, 9, (0.5,), (0.25,)), images=images)
     assert not (tmp_path / "other").exists()
 
@@ -229,7 +229,7 @@ def test_a_file_with_other_logits_is_refused_and_the_earlier_export_stays(
         return lambda images: classify(images) + by
 
     monkeypatch.setattr(formats, "open_file", shifted)
-    with pytest.raises(CheckpointError, match=r"they differ by up to (0\.01|nan), .*Nothing was written"):
+    with pytest.raises(CheckpointError, match=r"differ by up to (0\.01|nan), .*Nothing was written"):
         exported(checkpoint, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -241,7 +241,7 @@ def edit_recipe(folder: Path, **changes: Any) -> None:
 
 
 def test_what_does_not_belong_together_or_could_run_code_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.pt2 may hold objects that run code on loading"):
+    with pytest.raises(CheckpointError, match=r"model\.pt2 may contain objects that run code on loading"):
         open_exported(folders["torch_export"])
     folder = Path(shutil.copytree(folders["weights"], tmp_path / "weights"))
     edit_recipe(folder, backbone="resnet32")
