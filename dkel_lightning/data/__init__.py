@@ -7,6 +7,7 @@ from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.own import ClassificationData
 from dkel_lightning.data.readers.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dkel_lightning.data.readers.digits import DigitsDataModule
+from dkel_lightning.data.readers.hf import HuggingFaceDataModule
 from dkel_lightning.data.readers.image_folder import ImageFolderDataModule
 from dkel_lightning.data.readers.imagenet import ImageNetDataModule
 from dkel_lightning.data.readers.npz import NpzDataModule
@@ -19,6 +20,7 @@ __all__ = [
     "ClassificationData",
     "CropFlip",
     "DigitsDataModule",
+    "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",

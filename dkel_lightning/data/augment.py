@@ -168,8 +168,8 @@ class ResizedCropFlip(CropFlip):
 
     def read(self, stored: StoredImages, indices: Tensor) -> list[Tensor]:
         """Read the whole images, each uint8 `[C, H, W]`."""
-        files: Any = stored.images  # `ImageFiles`
-        return [torch.from_numpy(files.original(int(index))) for index in stored.chosen[indices.numpy()]]
+        encoded: Any = stored.images  # `EncodedImages`
+        return [torch.from_numpy(encoded.original(int(index))) for index in stored.chosen[indices.numpy()]]
 
 
 def _transform_each(views: Tensor, seeds: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,39 +62,35 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise DataError(f"{name} is not a readable image ({error}): replace or remove it") from error
 
 
-class ImageFiles:
-    """Image files as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
+class EncodedImages:
+    """Encoded images as an array, uint8 `[N, 3, size, size]`, each decoded by `decode_to` when it is indexed.
 
     Args:
-        files: The N files.
+        count: N.
         size: Height and width.
+        encoded: Returns the bytes of an image, and its name for messages; each worker gets a copy.
         margin: As in `decode_to`.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, files: Sequence[str], size: int, margin: float = 1.0) -> None:
-        # One block of memory: workers would copy a list of strings page by page.
-        self._names = np.array([os.fsencode(name) for name in files])
-        self.shape = (len(files), 3, size, size)
-        self.size = self.nbytes = len(files) * 3 * size * size
+    def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
+        self.shape = (count, 3, size, size)
+        self.size = self.nbytes = count * 3 * size * size
+        self.encoded = encoded
         self.margin = margin
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        names = [self.name(index) for index in np.arange(len(self))[chosen]]
-        return np.stack([decode_to(Path(name).read_bytes(), name, self.shape[1:], self.margin) for name in names])
-
-    def name(self, index: int) -> str:
-        return os.fsdecode(bytes(self._names[index]))
+        indices = np.arange(len(self))[chosen].tolist()
+        return np.stack([decode_to(*self.encoded(index), self.shape[1:], self.margin) for index in indices])
 
     def original(self, index: int) -> NDArray[np.uint8]:
         """Return a whole image, uint8 `[3, H, W]`."""
-        name = self.name(index)
-        with _opened(Path(name).read_bytes(), name) as image:
+        with _opened(*self.encoded(index)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 

@@ -18,7 +18,7 @@ _CHUNK_VALUES = 2 << 20
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images `[N, C, H, W]`, an array or `ImageFiles`, and integer labels `[N]`.
+    """One split: uint8 images `[N, C, H, W]`, an array or `EncodedImages`, and integer labels `[N]`.
 
     Training labels may be -1: unknown.
     """
@@ -44,7 +44,7 @@ class StoredImages:
     """Images of a split.
 
     Args:
-        images: uint8 `[M, C, H, W]`, an array, a memory map or `ImageFiles`.
+        images: uint8 `[M, C, H, W]`, an array, a memory map or `EncodedImages`.
         labels: Labels `[N]` of the chosen images.
         chosen: Indices `[N]` into `images`.
     """

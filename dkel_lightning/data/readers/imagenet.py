@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkel_lightning.data.augment import ResizedCropFlip
 from dkel_lightning.data.datamodule import ImageDataModule
-from dkel_lightning.data.decode import ImageFiles
+from dkel_lightning.data.decode import EncodedImages
 from dkel_lightning.data.imageset import Images, ImageSet
 from dkel_lightning.data.readers.image_folder import list_images
 from dkel_lightning.errors import ConfigError
@@ -47,10 +51,18 @@ class ImageNetDataModule(ImageDataModule):
         listings, classes = list_images(self.root)
         splits = {}
         for split, (files, labels) in listings.items():
-            splits[split] = Images(ImageFiles(files, self.image_size, MARGIN), np.asarray(labels, dtype=np.int64))
+            # One block of bytes: as many objects would be copied to every worker that touches them.
+            names = np.array([os.fsencode(name) for name in files])
+            encoded = EncodedImages(len(names), self.image_size, partial(_read, names), MARGIN)
+            splits[split] = Images(encoded, np.asarray(labels, dtype=np.int64))
         return ImageSet(splits["train"], splits.get("test"), classes, splits.get("val"))
 
     def _make_augment(self, data: ImageSet) -> ResizedCropFlip:
         constants = super()._make_augment(data).normalize
         policies = (self.policy, self.augment_strong)
         return ResizedCropFlip(self.image_size, self.flip, constants.mean, constants.std, *policies)
+
+
+def _read(names: NDArray[np.bytes_], index: int) -> tuple[bytes, str]:
+    name = os.fsdecode(bytes(names[index]))
+    return Path(name).read_bytes(), name
