@@ -1,6 +1,6 @@
 """The coordinator: student, teacher and ensemble trained together by one method, one optimizer, one loss.
 
-Read from top to bottom it is the order of events: the parts, a training step from the batch to the loss, the step of
+The file follows the order of events: the parts, a training step from the batch to the loss, the step of
 the optimizer and the update of the teacher, setup, validation and test, checkpoints, deployment.
 Callbacks set the scheduled weights and initialise the teacher, see `configure_callbacks`.
 """
@@ -187,8 +187,9 @@ class DistillationModule(LightningModule):
         views, teacher_views = self.views_of_each(batch.views)
         with explain_shape_errors(batch.views, self.student.network):
             student = self(views)
-            sees_batches = self.teacher is not None and self.teacher.sees_batches
-            teacher = self.teacher.teach(teacher_views) if self.teacher is not None and sees_batches else None
+            teacher = None
+            if self.teacher is not None and self.teacher.sees_batches:
+                teacher = self.teacher.teach(teacher_views)
         return MethodInputs(self.targets(batch.labels), student, teacher, batch.indices, batch.labels)
 
     def views_of_each(self, views: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from dkel_lightning.assembly.draw import NetworkDraw, copy_model, image_shape
 from dkel_lightning.assembly.parts import find_preset, make_method, make_teacher, named_teacher, teacher_settings
-from dkel_lightning.assembly.weights import initial_weights, load_peers, refuse_folder
+from dkel_lightning.assembly.weights import load_peers, read_weights, refuse_folder
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import Method
@@ -135,9 +135,8 @@ def build(  # noqa: D417
     student = StudentModule(draw(seed, "student"))
     start = None
     if weights is not None:
-        start = partial(
-            load_peers, weights=initial_weights(Path(weights), cls.load_from_checkpoint, backbone), path=Path(weights)
-        )
+        state_dict, _ = read_weights(Path(weights), "backbone", cls.load_from_checkpoint, backbone)
+        start = partial(load_peers, weights=state_dict, path=Path(weights))
         if (classes := start(student.network)) is not None:
             print_once(f"{weights} knows {classes} classes, the data has {num_classes}: classifiers are drawn anew.")
     teacher_module, prepared = None, None

@@ -31,53 +31,41 @@ Rebuild = Callable[..., "DistillationModule"]
 def load_teacher(teacher: TeacherModule, rebuild: Rebuild) -> DistillationModule | None:
     """Load the weights that a teacher's settings name; return the module of a checkpoint of this library.
 
-    A teacher of one peer takes the deployed network of such a checkpoint, or a state_dict of its own model: of
-    torchvision or timm for those, else of a deployed network. A teacher of several peers takes all peers of the
-    network that the checkpoint deploys, or the state_dict of its whole network.
+    A teacher of several peers takes all peers of the network that the checkpoint deploys, or the state_dict of a
+    whole network; for one peer see `read_weights`.
     """
     if teacher.settings.weights is None:
         return None
     network, path = teacher.network, Path(teacher.settings.weights)
-    single = network.num_peers == 1
-    content, module = read(path, "teacher"), None
-    if file_format.KEY in content:
-        module = rebuild(path, backbone=_typed_again(content, path, teacher.settings.backbone))
-        member = deployed_member(module)
-        part = module.teacher if member.startswith("teacher") else module.student
+    weights, module = read_weights(path, "teacher", rebuild, teacher.settings.backbone)
+    if network.num_peers > 1 and module is not None:
+        part = module.teacher if deployed_member(module).startswith("teacher") else module.student
         assert part is not None
-        weights = (deploy(module, module.deployment) if single else part.network).state_dict()
-    else:
-        weights = unwrap(content, path)
-    load(network.peer(0) if single else network, weights, path, network.num_classes, "teacher.backbone")
+        weights = part.network.state_dict()
+    load(network if network.num_peers > 1 else network.peer(0), weights, path, network.num_classes, "teacher.backbone")
     teacher.take_weights()
     return module
 
 
-def initial_weights(path: Path, rebuild: Rebuild, backbone: object) -> dict[str, Tensor]:
-    """Read what every peer starts from: the network that a checkpoint of this library deploys, or a state_dict."""
-    content = read(path, "backbone")
-    if file_format.KEY in content:
-        module = rebuild(path, backbone=_typed_again(content, path, backbone))
-        return deploy(module, module.deployment).state_dict()
-    return unwrap(content, path)
+def read_weights(
+    path: Path, group: str, rebuild: Rebuild, backbone: object
+) -> tuple[dict[str, Tensor], DistillationModule | None]:
+    """Read a state_dict, or the deployed network of a checkpoint of this library together with its module."""
+    content = read(path, group)
+    if file_format.KEY not in content:
+        return unwrap(content, path), None
+    saved = file_format.recipe(content, path).get("backbone")
+    # A folder is read only if the user names it too.
+    module = rebuild(path, backbone=saved if isinstance(saved, str) and saved == backbone else None)
+    return deploy(module, module.deployment).state_dict(), module
 
 
 def load_peers(network: PeerNetwork, weights: Mapping[str, Tensor], path: Path) -> int | None:
-    """Load weights into every peer, which keeps the classifier that it was drawn with if the file's has other classes.
-
-    Returns:
-        The number of classes in the file, if it is another.
-    """
+    """Load weights into every peer; see `load` for a file with another number of classes."""
     classes = None
     for index in range(network.num_peers):
         classes = load(network.peer(index), weights, path, network.num_classes, "backbone", keep_classifier=True)
     return classes
-
-
-def _typed_again(content: Mapping[str, Any], path: Path, backbone: object) -> str | None:
-    """Return the backbone of a checkpoint if the user names it too, which permits reading its folder."""
-    saved = file_format.recipe(content, path).get("backbone")
-    return saved if isinstance(saved, str) and saved == backbone else None
 
 
 def refuse_folder(path: str | Path, key: str, backbone: object) -> None:
@@ -135,18 +123,10 @@ def load(
     *,
     keep_classifier: bool = False,
 ) -> int | None:
-    """Load weights strictly; the error names the entries that do not fit.
+    """Load weights strictly, also from under the prefix of a wrapper.
 
-    Args:
-        module: one network.
-        weights: its state_dict, perhaps under the prefix of a wrapper.
-        path: of their file, for messages.
-        num_classes: of the network.
-        key: the user's setting, for messages.
-        keep_classifier: keep the network's own classifier where the file's has other classes; otherwise refuse it.
-
-    Returns:
-        The number of classes in the file, if it is another.
+    If the file has another number of classes, it is returned with `keep_classifier`, and the network keeps its own
+    classifier; otherwise it is an error. `path` and the setting `key` are for messages.
     """
     ours, classes = module.state_dict(), None
     weights = dict(_without_prefix(weights, ours.keys()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
@@ -25,9 +25,9 @@ from dkel_lightning.settings.declarations import (
     from_mapping,
     import_path,
     merge,
+    names,
     node_of,
     schedule,
-    several,
     text,
     unknown_choice,
     whole,
@@ -38,9 +38,7 @@ from dkel_lightning.settings.teacher import TEACHERS
 
 STUDENT = Deploy("student", "best")
 
-Layers = Annotated[
-    tuple[str, ...] | None, several("Modules by name, as in named_modules(); null: every stage.", text(""), least=0)
-]
+Layers = Annotated[tuple[str, ...] | None, names("Modules by name, as in named_modules(); null: every stage.", least=0)]
 
 Draw = Callable[[int], Iterable[Batch]]
 """Called with a number of training batches, which are drawn from the seed."""
@@ -224,14 +222,16 @@ class Arrangement(Settings, node="method"):
     name: Annotated[str, text("Method.")]
     peers: Annotated[
         int | tuple[str, ...],
-        either(whole("Peers, or the backbone of each.", 1, 64), replace(several("", text("")), kind="a list of names")),
+        either(whole("Peers, or the backbone of each.", 1, 64), names()),
     ] = 3
     sharing: Annotated[str, choice("What peers given as a number share.", "trunk", "nothing")] = "trunk"
     views: Annotated[
         str,
         choice(
             "Augmented views of an image: one for each peer, one for all, or also one for each teacher.",
-            *("per_peer", "shared", "per_peer_and_teacher"),
+            "per_peer",
+            "shared",
+            "per_peer_and_teacher",
         ),
     ] = "per_peer"
     classifiers: Annotated[str, choice("Initial classifiers of the branches.", "own", "equal", "released")] = "own"

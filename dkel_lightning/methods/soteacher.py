@@ -70,7 +70,7 @@ class SoTeacher(Method):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SoTeacher:
         """Keep the memory out of half types, in which counts end at 256."""
-        kept = {name: getattr(self, name) for name in self.process_buffers}
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name in self.process_buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in kept.items():
             setattr(self, name, not_halved(fn)(buffer))

@@ -113,6 +113,11 @@ def several(meaning: str, item: Setting, *, least: int = 1) -> Setting:
     return Setting(f"a list, each {item.kind}", meaning, accepts)
 
 
+def names(meaning: str = "", *, least: int = 1) -> Setting:
+    """Declare a list of at least `least` names."""
+    return replace(several(meaning, text(meaning), least=least), kind="a list of names")
+
+
 def schedule(meaning: str, low: float, high: float) -> Setting:
     """Declare a number, or a mapping {time: number} that begins at time 0."""
     rate = number(meaning, low, high)

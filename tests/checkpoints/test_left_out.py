@@ -58,7 +58,7 @@ def test_a_resume_with_the_same_teacher_is_exact_and_one_without_is_refused(tmp_
         trained(build(None), tmp_path / "rest.ckpt", 2, tmp_path / "half.ckpt")
 
 
-@pytest.mark.parametrize("method", ["kd", "dih", "consistent"])
+@pytest.mark.parametrize("method", ["kd", "dih"])
 def test_the_student_is_deployed_without_the_teacher_and_the_teacher_with_its_weights(
     method: Any, tmp_path: Path
 ) -> None:

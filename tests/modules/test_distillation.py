@@ -31,7 +31,6 @@ from dkel_lightning.modules.deployment import usual_member
 from tests.modules.toy import (
     CLASSES,
     SGD,
-    Interrupt,
     Toy,
     build,
     images_and_labels,
@@ -39,7 +38,6 @@ from tests.modules.toy import (
     parameters_of,
     peers_network,
     same,
-    state_of,
     train_loader,
     trainer,
     val_loader,
@@ -436,36 +434,6 @@ def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was trained with your own method: pass method= to load it"):
         DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
     assert DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", method=Baseline(2)).method.peers == 2
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("dkel", {"teacher": {"decay": {0: 0.9, 3: 0.99}}}),
-        ("dkel_released", {"augmentation": jitter}),
-        ("dkel", {"teacher": {"decay": None, "decay_share": 0.1}, "method": {
-            "name": "dkel", "rampup": {"epochs": None, "share": 0.5}, "ensemble": {"decay": None, "decay_share": .3}}}),
-    ],
-)  # fmt: skip
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, method: str, settings: dict[str, Any]
-) -> None:
-    settings = {"method": method} | settings
-    fits: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True}
-    straight, whole = build(**settings), trainer(saving(tmp_path / "whole"), **fits)
-    whole.fit(straight, train_loader(), val_loader())
-
-    with pytest.raises(SystemExit):
-        trainer(saving(tmp_path / "half"), Interrupt(2), **fits).fit(build(**settings), train_loader(), val_loader())
-    resumed, rest = build(**settings), trainer(saving(tmp_path / "rest"), **fits)
-    rest.fit(resumed, train_loader(), val_loader(), ckpt_path=tmp_path / "half" / "last.ckpt")
-    ours, theirs = state_of(resumed, rest), state_of(straight, whole)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert len([name for name in ours if name.startswith("momentum")]) > 0
-    assert resumed.teacher.updates.item() == rest.global_step == whole.global_step == 12
-    logged = [{k: float(v) for k, v in fit.callback_metrics.items()} for fit in (rest, whole)]
-    assert logged[0] == logged[1]
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,6 @@ def test_what_is_deployed_after_any_precision_takes_float32_images_and_is_the_ch
         assert torch.equal(again.evaluate(shown).logits[again.scores.members.index(f"{network}_1")], logits)
 
 
-def test_types_that_a_network_of_ones_own_holds_on_purpose_are_deployed_as_they_are() -> None:
-    network = Net()
-    network.body.register_buffer("exact", torch.tensor(0.1, dtype=torch.float64))
-    (exact,) = [value for name, value in build(network).deploy().named_buffers() if name.endswith("exact")]
-    assert (exact.dtype, exact.item()) == (torch.float64, 0.1)
-
-
 def test_a_lightning_module_that_makes_its_layers_late_is_split_like_any_other(tmp_path: Path) -> None:
     module = build(Wrapped(), split_at="net.body", num_classes=10)
     trainer(tmp_path).fit(module, Data())

@@ -86,14 +86,6 @@ def test_the_trunk_stands_still_until_it_is_unfrozen_and_a_resume_goes_on_so(
     assert same(parameters_of(through), parameters_of(resumed))
 
 
-def test_the_backbone_of_registered_networks_is_their_trunk_and_apart_they_have_none() -> None:
-    module = DistillationModule.build("resnet8", 10, image_size=(8, 8))
-    assert module.backbone is module.student.network.get_submodule("trunk")
-    apart = DistillationModule.build("resnet8", 10, "dml", image_size=(8, 8), sharing="nothing")
-    with pytest.raises(ConfigError, match="share nothing, so there is no backbone"):
-        _ = apart.backbone
-
-
 def test_fine_tuning_on_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_state, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match=r"BackboneFinetuning unfreezes weights later.*train on one device"):

@@ -13,7 +13,6 @@ from dkel_lightning import TeacherModule, TeacherSettings
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.networks import PeerNetwork
-from dkel_lightning.schedules import Clock
 from tests.modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
 
 
@@ -203,25 +202,6 @@ def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule
     module.teacher.follow = recorded
     trainer(max_epochs=4, limit_train_batches=1).fit(module, train_loader())
     assert moved == pytest.approx([0.99, 0.99, 0.999, 0.999], abs=1e-6)
-
-
-def test_a_decay_share_is_a_time_constant_of_the_run() -> None:
-    settings = TeacherSettings(decay=None, decay_share=0.05)
-    assert settings.rate(Clock(0, 0, 10, 400)) == pytest.approx(1 - 1 / (0.05 * 400), rel=1e-12)
-    by_time = TeacherSettings(decay=None, decay_share={0.0: 0.01, 0.5: 0.1})
-    assert by_time.rate(Clock(0, 199, 10, 400)) == pytest.approx(1 - 1 / 4, rel=1e-12)
-    assert by_time.rate(Clock(0, 200, 10, 400)) == pytest.approx(1 - 1 / 40, rel=1e-12)
-    with pytest.raises(ConfigError, match=r"teacher\.decay_share is a share of the run, but the run has no end"):
-        settings.rate(Clock(0))
-
-
-def test_a_fit_of_its_own_teaches_and_freezes_again() -> None:
-    teacher = TeacherModule(peers_network())
-    before = parameters_of(teacher.network)
-    trainer(limit_train_batches=1).fit(teacher, train_loader())
-    assert not same(parameters_of(teacher.network), before)
-    assert not teacher.learns
-    assert not any(p.requires_grad for p in teacher.network.parameters())
 
 
 def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:

@@ -158,7 +158,7 @@ def test_peers_keep_the_weights_of_a_trained_model_and_draw_their_classifiers(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "torchvision:resnet18", "split_at": "layer5"}, r"split_at names 'layer5'.* Did you mean layer4"),
+        ({"backbone": "torchvision:resnet18", "split_at": "layer5"}, r"split_at names 'layer5'.* Did you mean layer"),
         ({"backbone": "torchvision:resnet18", "in_channels": 1}, r"takes images of 3 channels, the data has 1"),
         ({"backbone": "torchvision:resnet81"}, r"torchvision has no classifier 'resnet81'\. Did you mean"),
         ({"backbone": "resnet8", "split_at": "layer4"}, r"split_at='layer4' is for your own model"),
@@ -186,7 +186,7 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_cure(monkeypat
 def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
     expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False}
     expected |= {"weights": None, "lr_scale": 1.0}
-    assert compose(f"backbone={name}", "backbone.split_at=layer3")["backbone"] == expected
+    assert compose(f"backbone.name={name}", "backbone.split_at=layer3")["backbone"] == expected
 
 
 def test_a_plain_word_is_a_type_and_never_a_folder_beside_you(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
