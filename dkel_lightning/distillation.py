@@ -76,7 +76,7 @@ class DistillationModule(LightningModule):
         teacher: the teacher peers, of the same form; required by most methods.
         ensemble: required by methods with an ensemble classifier.
         optimizer: makes the optimizer from named parameter groups (`student`, `ensemble`, `method`, and `teacher`
-            where it learns by gradient); AdamW at 1e-3 by default, with warm-up over a twentieth of the run and
+            where it learns by gradient); AdamW at 3e-3 by default, with warm-up over a twentieth of the run and
             cosine decay where there is no scheduler either.
         scheduler: makes the scheduler from the optimizer; none by default where an optimizer is passed.
         interval: step the scheduler every `epoch` or every `step`.

@@ -21,7 +21,7 @@ OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 # As in conf/experiment/own_data.yaml, measured in docs/start.md.
-DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.05)
 DEFAULT_WARMUP = 0.05
 
 PLATEAU = {"min": "val/nll/student_mean", "max": "val/acc"}

@@ -25,7 +25,7 @@ class PeersModule(LightningModule):
 
     Args:
         network: the peers.
-        optimizer: makes the optimizer from parameter groups; AdamW at 1e-3 by default.
+        optimizer: makes the optimizer from parameter groups; AdamW at 3e-3 by default.
         scheduler: makes the scheduler from the optimizer; none by default.
         interval: step the scheduler every `epoch` or every `step`.
 

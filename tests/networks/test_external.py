@@ -304,7 +304,7 @@ def test_one_key_scales_the_rate_of_all_but_the_classifiers() -> None:
     module, _, fit = fitted(0.1)
     groups = {group["name"]: group for group in fit.optimizers[0].param_groups}
     rates = {name: group["initial_lr"] for name, group in groups.items()}
-    assert rates == pytest.approx({"student": 1e-4, "student_classifiers": 1e-3, "ensemble": 1e-3})
+    assert rates == pytest.approx({"student": 3e-4, "student_classifiers": 3e-3, "ensemble": 3e-3})
     classifiers = {parameter for layer in module.student.network.classifiers for parameter in layer.parameters()}
     assert set(groups["student_classifiers"]["params"]) == classifiers
     assert set(groups["student"]["params"]) == set(module.student.network.parameters()) - classifiers
