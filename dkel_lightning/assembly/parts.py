@@ -112,7 +112,7 @@ def check_teacher(method: str, needs: Needs, settings: TeacherSettings) -> None:
     if needs.foreign_teacher:
         trained_before = settings.update == "frozen" and bool(settings.init_steps)
         wrong = {"update": settings.update == "ema", "init_steps": trained_before, "draw": settings.draw == "student"}
-        form = "is a network of its own, which is trained beforehand or learns by gradient"
+        form = "is a separate network, trained beforehand or by gradient"
     else:
         keys = ("backbone", "pretrained")
         wrong = {key: getattr(settings, key) != getattr(TeacherSettings, key) for key in keys}

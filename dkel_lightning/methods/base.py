@@ -179,19 +179,17 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
-        """Names of the loss terms, in the order in which they are logged; may be a class attribute."""
+        """Names of the loss terms, in the order in which they are logged; may be a class attribute.
 
-    @property
-    def label_terms(self) -> tuple[str, ...]:
-        """The terms that `method.labels` weighs: by default those whose names begin with `ce`."""
-        return tuple(name for name in self.terms if name.startswith("ce"))
+        The setting `labels` weighs those whose names begin with `ce`.
+        """
 
     @abstractmethod
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Compute the weighted loss terms of a step, one scalar for each of `terms`; the loss is their sum."""
 
     def weighted_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        """Compute the terms, check their names, and weigh those with labels by `labels_weight`."""
+        """Compute the terms, check their names, and weigh those of the labels by `labels_weight`."""
         terms = self.loss_terms(inputs)
         if terms.keys() != set(self.terms):
             raise ConfigError(
@@ -199,7 +197,7 @@ class Method(nn.Module, ABC):
                 f"{', '.join(terms)}: make them agree."
             )
         if self.settings.labels != 1:
-            terms |= {name: self.labels_weight * terms[name] for name in self.label_terms}
+            terms |= {name: self.labels_weight * terms[name] for name in terms if name.startswith("ce")}
         return terms
 
     def current_weights(self) -> dict[str, Tensor]:

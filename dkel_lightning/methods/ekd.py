@@ -63,10 +63,8 @@ class EKD(Distilling):
     needs = Needs(foreign_teacher=True)
     settings: EKDSettings
     # Labels, teacher, and the guided modules' labels, teacher, features; the teacher's labels.
-    terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "ce_guided_teacher")
+    terms = ("ce", "kd", "ce_guided", "kd_guided", "features", "teacher_ce_guided")
     teacher_parts = ("guided_teacher",)
-
-    label_terms = ("ce", "ce_guided")  # the teacher keeps all of its labels
 
     layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
@@ -119,7 +117,7 @@ class EKD(Distilling):
             "kd_guided": self.distil(h, h_teacher.detach(), classes).sum(),
             "features": self.settings.feature_weight * distance.sum(),
             # The mean over the views of the students, like the teacher's supervised loss.
-            "ce_guided_teacher": cross_entropy(h_teacher, labels).mean(0).sum(),
+            "teacher_ce_guided": cross_entropy(h_teacher, labels).mean(0).sum(),
         }
 
 

@@ -44,7 +44,7 @@ class FFL(Distilling):
     def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         maps = student.probe().maps
         if maps is None:
-            raise ConfigError("ffl fuses feature maps, which this network does not tell: take a registered backbone.")
+            raise ConfigError("ffl fuses feature maps, which this network does not provide: use a registered backbone.")
         sizes = sorted({tuple(of_peer.shape[2:]) for of_peer in maps})
         if len(sizes) > 1:
             raise ConfigError(f"ffl fuses feature maps, and those of the peers differ in size: {sizes}.")

@@ -54,7 +54,7 @@ class SFTN(Method):
 
     def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         if self.settings.student is None:
-            raise ConfigError("sftn hangs blocks of the student on its teacher: give method.student, such as resnet8.")
+            raise ConfigError("sftn attaches blocks of the student to its teacher: set method.student to its backbone.")
         trunk, pupil = student, self._pupil(student)  # the network that learns here is the teacher of a later stage
         layers = layers_of(trunk.peer(0), self.settings.layers, "method.layers")
         stages = stages_of(pupil.peer(0), "method.student")

@@ -79,7 +79,7 @@ class SoTeacher(Method):
     def attach(self, student: PeerNetwork, teacher: PeerNetwork | None = None) -> None:
         samples = self.settings.samples
         if samples is None:
-            raise ConfigError("soteacher keeps a memory of each training sample: give samples, their number.")
+            raise ConfigError("soteacher keeps a memory of each training sample: set method.samples to their number.")
         self._layers: list[nn.Module] = [layer for layer in student.modules() if not list(layer.children())]
         self.register_buffer("memory", torch.zeros(samples, student.num_classes))
         self.register_buffer("visits", torch.zeros(samples))
@@ -114,9 +114,8 @@ class SoTeacher(Method):
     def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
         if inputs.indices is None:
             raise DataError(
-                "soteacher keeps a memory of each sample, and batches do not tell which these are: wrap the data set, "
-                "dkel_lightning.data.WithIndices(data), or return (images, labels, indices); and mix no images "
-                "(targets.mixup, targets.cutmix)."
+                "soteacher needs the index of each sample: wrap the data set, dkel_lightning.data.WithIndices(data), "
+                "or return (images, labels, indices), and leave out targets.mixup and targets.cutmix."
             )
         logits = inputs.student.logits[0]
         distance = self.consistency(logits, inputs.indices)

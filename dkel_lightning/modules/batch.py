@@ -142,8 +142,8 @@ def explain_shape_errors(views: Tensor, network: nn.Module) -> Iterator[None]:
         if "channels, but got" not in str(error) and (views.dtype == kind or "type" not in str(error)):
             raise
         raise DataError(
-            f"The network does not take images of a batch that are {views.dtype} {list(views.shape)} ({error}): bring "
-            f"them to {kind} and [B, C, H, W] in the data set's transform, or build the module with their channels."
+            f"The network cannot process a batch of images {views.dtype} {list(views.shape)} ({error}): convert them "
+            f"to {kind} and [B, C, H, W] in the data set's transform, or build the module with their channels."
         ) from error
 
 

@@ -148,8 +148,8 @@ def check_training_classes(module: DistillationModule, restored: Restored) -> No
     differences = "; ".join(f"{what}: {saved[what]} in the checkpoint, {present[what]} here" for what in changed)
     cure = f"pass {', '.join(f'{what}=' for what in changed)} to build or load_from_checkpoint as the training had it"
     if "optimizer" in changed:
-        raise ConfigError(f"This training cannot go on from its checkpoint ({differences}): {cure}.")
-    rank_zero_warn(f"This training goes on otherwise than it began ({differences}): to keep it as it was, {cure}.")
+        raise ConfigError(f"This training cannot resume from its checkpoint ({differences}): {cure}.")
+    rank_zero_warn(f"This training resumes with other parts ({differences}): to keep them, {cure}.")
 
 
 def _is_fitting(module: DistillationModule) -> bool:

@@ -91,8 +91,7 @@ def copied(model: nn.Module) -> nn.Module:
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ConfigError(
-            f"{kind} is compiled, and peers are made of a model as it was before: give that one; execution='compile' "
-            "compiles what is trained."
+            f"{kind} is compiled: pass the model that it was compiled from; execution='compile' compiles the training."
         )
     try:
         return copy.deepcopy(model)

@@ -35,8 +35,7 @@ def usual_cut(model: nn.Module, image_shape: tuple[int, int, int], classifier: s
         return cut
     working = " or ".join(working_cuts(model, image_shape, classifier)) or "the name of a module, as in named_modules()"
     raise ConfigError(
-        f"Where the peers of {type(model).__name__} part is not known: give backbone.split_at (split_at= in Python) "
-        f"{working}."
+        f"{type(model).__name__} has no default split point: set backbone.split_at (split_at= in Python) to {working}."
     )
 
 

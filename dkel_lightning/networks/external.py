@@ -56,7 +56,7 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
         return transforms.mean, transforms.std
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(
-            f"{name} does not tell how its images were normalised ({error}): give data.mean and data.std."
+            f"The normalisation of images for {name} is unknown ({error}): set data.mean and data.std."
         ) from error
 
 
@@ -72,7 +72,7 @@ def pretrained_classes(name: str) -> int:
 
         return len(models.get_model_weights(model_name).DEFAULT.meta["categories"])
     except (AttributeError, OSError, ValueError) as error:
-        raise ConfigError(f"{name} has no pretrained weights that tell their classes ({error}).") from error
+        raise ConfigError(f"{name} has no pretrained weights with a known number of classes ({error}).") from error
 
 
 def _library(name: str) -> Any:
@@ -130,8 +130,8 @@ def _hf(
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers may raise anything
         raise ConfigError(
-            f"hf:{name} is no image classifier that is here ({first_line(error)}): give a folder with "
-            "a config.json (one beside you is hf:./NAME), or a type such as hf:vit; backbone.pretrained=true downloads."
+            f"hf:{name} is not an available image classifier ({first_line(error)}): give a folder with a config.json "
+            "(in the current folder: hf:./NAME), or a type such as hf:vit; backbone.pretrained=true downloads."
         ) from error
     return model
 
@@ -143,8 +143,8 @@ def _load(name: str, load: Callable[[], nn.Module], pretrained: bool = True) -> 
         if not pretrained:
             raise ConfigError(f"{name} cannot be built ({first_line(error)}).") from error
         raise ConfigError(
-            f"The pretrained weights of {name} cannot be had ({first_line(error)}): see to the "
-            "network or the cache, give a folder that holds them (hf:FOLDER), or set backbone.pretrained=false."
+            f"The pretrained weights of {name} cannot be loaded ({first_line(error)}): check the connection or the "
+            "cache, give a folder that has them (hf:FOLDER), or set backbone.pretrained=false."
         ) from error
 
 

@@ -128,7 +128,7 @@ def observe(
     if type(outputs[0]) is not type(outputs[1]):
         kinds = " and ".join(type(output).__name__ for output in outputs)
         raise ConfigError(
-            f"{type(model).__name__} gives different things in training and evaluation ({kinds}): let both be logits"
+            f"{type(model).__name__} returns different types in training and evaluation ({kinds}): return logits"
             + (", with aux_logits=False." if getattr(model, "aux_logits", False) else ".")
         )
     last = _classifier_call(model, passes[1].calls, logits_of(outputs[1]), classifier)

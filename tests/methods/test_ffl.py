@@ -63,7 +63,7 @@ def test_the_fusion_is_depthwise_then_pointwise_on_the_maps_before_pooling() -> 
 
 
 def test_networks_that_do_not_tell_their_maps_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ffl fuses feature maps, which this network does not tell"):
+    with pytest.raises(ConfigError, match="ffl fuses feature maps, which this network does not provide"):
         DistillationModule.build(resnet18(num_classes=4), 4, "ffl", split_at="layer4", image_size=(32, 32))
 
 

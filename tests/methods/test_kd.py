@@ -82,9 +82,9 @@ def test_the_frozen_teacher_of_another_architecture_does_not_change_in_training(
 @pytest.mark.parametrize(
     ("method", "teacher", "message"),
     [
-        ("kd", {"update": "ema"}, "teacher.update is 'ema', but the teacher of KD is a network of its own"),
-        ("kd", {"init_steps": 2}, "teacher.init_steps is 2, but the teacher of KD is a network"),
-        ("kd", {"draw": "student"}, "is a network of its own"),
+        ("kd", {"update": "ema"}, "teacher.update is 'ema', but the teacher of KD is a separate network"),
+        ("kd", {"init_steps": 2}, "teacher.init_steps is 2, but the teacher of KD is a separate network"),
+        ("kd", {"draw": "student"}, "is a separate network"),
         ("kd", {"update": "none"}, "KD needs a teacher"),
         ("dkel", {"backbone": "resnet8"}, "has the student's form"),
         ("kd", {"backbone": "resnet9"}, "Unknown choice backbone=resnet9"),

@@ -114,9 +114,9 @@ def test_golden_ekd(index: int) -> None:
     leaves = {name: leaf(inputs[name]) for name in names}
     labels = torch.tensor(inputs["labels"])
     terms: dict[str, Tensor] = method.terms_of(*(each.unsqueeze(0) for each in leaves.values()), labels, labels)
-    student = total({name: value for name, value in terms.items() if name != "ce_guided_teacher"})
+    student = total({name: value for name, value in terms.items() if name != "teacher_ce_guided"})
     assert student.item() == pytest.approx(expected["student_loss"], rel=1e-12)
-    teacher = cross_entropy(leaves["teacher_logits"], labels) + terms["ce_guided_teacher"]
+    teacher = cross_entropy(leaves["teacher_logits"], labels) + terms["teacher_ce_guided"]
     assert teacher.item() == pytest.approx(expected["teacher_loss"], rel=1e-12)
     (student + teacher).backward()
     for name, value in leaves.items():
@@ -130,7 +130,7 @@ def test_the_teacher_s_heads_learn_the_mean_over_its_views() -> None:
     teacher, h_teacher, u_teacher = draw(2, 4, 3, seed=1), draw(2, 3, 4, 3, seed=1), draw(2, 3, 4, 5, seed=1)
     terms = method.terms_of(student, h, u, teacher, h_teacher, u_teacher, labels, labels)
     heads = [F.cross_entropy(head, labels) for view in h_teacher for head in view]
-    torch.testing.assert_close(terms["ce_guided_teacher"], torch.stack(heads).sum() / 2)
+    torch.testing.assert_close(terms["teacher_ce_guided"], torch.stack(heads).sum() / 2)
 
 
 def test_golden_guided_module() -> None:

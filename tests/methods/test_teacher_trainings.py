@@ -103,7 +103,7 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit() -> None:
 
 
 def test_a_student_that_is_missing_or_has_other_stages_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"give method\.student"):
+    with pytest.raises(ConfigError, match=r"set method\.student"):
         build("sftn")
     with pytest.raises(ConfigError, match=r"the teacher has 3 .*, vgg16 5 "):
         build("sftn", student="vgg16", image_size=(32, 32))
@@ -225,7 +225,7 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit_and_the_memory_is_re
 def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:
     with pytest.raises(DataError, match=r"WithIndices\(data\)"):
         trainer().fit(build("soteacher", samples=SAMPLES), train_loader())
-    with pytest.raises(ConfigError, match="give samples, their number"):
+    with pytest.raises(ConfigError, match=r"set method\.samples to their number"):
         build("soteacher")
 
 

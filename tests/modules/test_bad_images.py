@@ -32,7 +32,7 @@ def loader(images: Tensor) -> DataLoader[Any]:
     return DataLoader(TensorDataset(images, torch.arange(len(images)) % 10), batch_size=8)
 
 
-NOT_TAKEN = r"The network does not take images of a batch that are torch\.{} \[{}\] .*: bring them to torch\.float32"
+NOT_TAKEN = r"The network cannot process a batch of images torch\.{} \[{}\] .*: convert them to torch\.float32"
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "bytes": (lambda images: (images * 50).to(torch.uint8), NOT_TAKEN.format("uint8", "8, 1, 8, 8")),
     "float64": (lambda images: images.double(), NOT_TAKEN.format("float64", "8, 1, 8, 8")),

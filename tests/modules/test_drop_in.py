@@ -256,10 +256,10 @@ def test_a_training_that_goes_on_from_a_file_is_told_what_it_lacks_and_with_it_g
     trainer(tmp_path, each).fit(through, Data())
     assert (loaded().num_views, loaded()._factories[2]) == (1, "step")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*goes on otherwise.*")
+        warnings.filterwarnings("error", message=".*resumes with other parts.*")
         resumed = went_on(loaded(**parts()))
     assert same(parameters_of(through), parameters_of(resumed))
-    lacking = r"otherwise than it began \(augmentation: jitter in the checkpoint, none here; scheduler: StepLR in"
+    lacking = r"resumes with other parts \(augmentation: jitter in the checkpoint, none here; scheduler: StepLR in"
     with pytest.warns(UserWarning, match=lacking):
         went_on(loaded(optimizer=parts()["optimizer"]))
     with pytest.raises(ConfigError, match=r"optimizer: AdamW in the checkpoint, SGD here.*pass optimizer=, augm"):

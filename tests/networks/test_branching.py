@@ -399,11 +399,11 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
         (InPlace, "third", r"A branch changes a tensor that crosses the split in place"),
         (Convolutional, "third", r"does not take images of 1 channels and 8x8 .*: pass the in_channels and image_size"),
         (Tupled, "third", r"returns a tuple without logits"),
-        (Auxiliary, "third", r"gives different things in training and evaluation \(tuple and Tensor\)"),
+        (Auxiliary, "third", r"returns different types in training and evaluation \(tuple and Tensor\)"),
         (Early, "third", r"The classifier 'head' comes before 'third'"),
         (Remembering, "third", r"Cut at 'third', the model computes other features than whole"),
         (BatchSecond, "third", r"the batch come first .* or set views_per_pass=one"),
-        (lambda: torch.compile(Convolutional()), "third", "OptimizedModule is compiled, and peers are made"),
+        (lambda: torch.compile(Convolutional()), "third", "OptimizedModule is compiled: pass the model"),
         (Uncopied, "third", r"Uncopied cannot be copied, and peers are copies of it \(cannot pickle"),
     ],
 )
