@@ -7,6 +7,7 @@ Callbacks set the scheduled weights and initialise the teacher, see `configure_c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -268,6 +269,8 @@ class DistillationModule(LightningModule):
         if self.teacher is None or not self.teacher.learns or not by_norm:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
+        # Clips nothing, but refuses an optimizer that unscales gradients itself, as Lightning does.
+        self.trainer.precision_plugin.clip_gradients(optimizer, math.inf)
         learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
         teacher = {parameter for part in learning for parameter in part.parameters()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

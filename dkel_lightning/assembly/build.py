@@ -22,6 +22,7 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.networks.outline import classes_of
+from dkel_lightning.networks.registry import BACKBONES
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
@@ -148,6 +149,9 @@ def build(  # noqa: D417
     if chosen.wants_ensemble_classifier:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes)
+            start_linear = BACKBONES[str(backbone)].start_linear if registered else None
+            if start_linear is not None:
+                start_linear(ensemble.classifier)  # as in DKEL's released code
     module = cls(
         student,
         chosen,

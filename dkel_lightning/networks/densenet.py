@@ -59,8 +59,13 @@ def make_branch(num_classes: int) -> Branch:
     children["pool"] = nn.AdaptiveAvgPool2d(1)
     children["flatten"] = nn.Flatten()
     classifier = nn.Linear(width, num_classes)
-    nn.init.zeros_(classifier.bias)
+    start_linear(classifier)
     return Branch(kaiming_(nn.Sequential(children), "fan_in"), classifier, width, num_classes)
+
+
+def start_linear(linear: nn.Linear) -> None:
+    """Set the bias to zero; the weights are drawn as torch does."""
+    nn.init.zeros_(linear.bias)
 
 
 def _dense_block(channels: int) -> nn.Sequential:

@@ -23,12 +23,14 @@ class Backbone:
         make_trunk: Input channels -> everything but the last stage.
         make_branch: Number of classes -> last stage, pooling and classifier, freshly drawn at each call.
         min_size: Height and width of the smallest image that it can be trained on, in batches of at least two.
+        start_linear: Initialises its linear layers, and the ensemble classifier over its features; None: as torch does.
     """
 
     name: str
     make_trunk: Callable[[int], nn.Module]
     make_branch: Callable[[int], Branch]
     min_size: int
+    start_linear: Callable[[nn.Linear], None] | None = None
 
 
 BACKBONES: dict[str, Backbone] = {}
@@ -107,5 +109,5 @@ def _find(name: str | None, image_size: tuple[int, int] | None) -> Backbone:
 for _name, _spec in resnet.SPECS.items():
     _trunk, _branch = partial(resnet.make_trunk, _spec), partial(resnet.make_branch, _spec)
     register_backbone(Backbone(_name, _trunk, _branch, min_size=1))  # padding keeps 1x1 through every stride
-register_backbone(Backbone("vgg16", vgg.make_trunk, vgg.make_branch, min_size=32))
-register_backbone(Backbone("densenet40_12", densenet.make_trunk, densenet.make_branch, min_size=4))
+register_backbone(Backbone("vgg16", vgg.make_trunk, vgg.make_branch, 32, vgg.start_linear))
+register_backbone(Backbone("densenet40_12", densenet.make_trunk, densenet.make_branch, 4, densenet.start_linear))

@@ -44,9 +44,14 @@ def make_branch(num_classes: int) -> Branch:
         nn.Linear(width, num_classes),
     )
     for linear in (layer for layer in head if isinstance(layer, nn.Linear)):
-        nn.init.normal_(linear.weight, std=0.01)
-        nn.init.zeros_(linear.bias)
+        start_linear(linear)
     return Branch(kaiming_(nn.Sequential(children)), head, width, num_classes)
+
+
+def start_linear(linear: nn.Linear) -> None:
+    """Draw the weights from N(0, 0.01^2); set the bias to zero."""
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
 
 
 def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.networks import Backbone, Branch, BranchedNetwork, IndependentPeers, create, register_backbone
 from dkel_lightning.networks.registry import BACKBONES
@@ -197,3 +198,11 @@ def test_a_users_backbone_is_created_by_name_and_cannot_take_a_name_twice(monkey
     assert network(torch.randn(5, 1, 3, 3))[0].shape == (2, 5, 4)
     with pytest.raises(ConfigError, match="A backbone named 'tiny' exists already"):
         register_backbone(tiny)
+
+
+def test_the_ensemble_classifier_is_drawn_as_the_linear_layers_of_its_backbone() -> None:
+    drawn = {name: DistillationModule.build(name, 10, "dkel").ensemble for name in ("vgg16", "densenet40_12")}
+    vgg, densenet = (module.classifier for module in drawn.values() if module is not None)
+    assert vgg.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not vgg.bias.any()
+    assert not densenet.bias.any()
