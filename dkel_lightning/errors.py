@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 from pathlib import Path
 
@@ -41,19 +40,6 @@ class CollapseError(DkelError):
 
 class NonFiniteError(CollapseError):
     """A loss or weight that is NaN or infinite."""
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk and of an exceeded quota."""
-
-
-def full_disk(error: BaseException | None) -> OSError | None:
-    """Find an error of a full disk in the chain of causes; None if there is none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def first_line(error: BaseException) -> str:

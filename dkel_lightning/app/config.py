@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from dkel_lightning.runtime.mappings import leaves
 from dkel_lightning.settings.declarations import unknown_key
 
 Values = Mapping[str, Any]
@@ -59,14 +60,6 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 def typed_keys(overrides: Sequence[str]) -> set[str]:
     """Return the groups and keys that overrides name."""
     return {item.key_or_group for item in OverridesParser.create().parse_overrides([*overrides])}
-
-
-def leaves(values: Values, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def explain(message: str, arguments: Sequence[str]) -> str:

@@ -122,8 +122,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
     An error about a torn checkpoint names an intact one.
     """
-    from dkel_lightning.checkpoints.archive import is_whole
-    from dkel_lightning.checkpoints.file_format import load
+    from dkel_lightning.checkpoints.file_format import is_whole, load
 
     folder = run_of(path)
     candidates = [file for name in ("last", "best") if (file := folder / "checkpoints" / f"{name}.ckpt").is_file()]

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dkel_lightning.app.config import Values, leaves
+from dkel_lightning.app.config import Values
 from dkel_lightning.app.run import load_config
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.runtime.mappings import leaves
 
 OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 RESUMABLE = (

@@ -205,21 +205,26 @@ def table(run: Run) -> None:
     """task=table: write the tables of `sweep.folder` again."""
     folder, reference = Path(run.values["sweep"]["folder"]), run.values["sweep"]["reference"]
     written = write_tables(folder, reference)
-    print_tables(folder, reference)
     print(f"Written to {folder}: {', '.join(written)}")
 
 
 def write_tables(folder: Path, reference: str | None = None) -> list[str]:
-    """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder; return the file names.
+    """Write sweep.md, sweep.csv, runs.csv and figures of the runs below a folder, and print the main columns.
 
     Args:
         folder: of the sweep.
         reference: label that the others are compared to; by default the first.
+
+    Returns:
+        The names of the files.
     """
     groups, base = _grouped(folder, reference)
     write_csv(folder / "runs.csv", _run_rows(groups))
     write_text(folder / "sweep.md", "\n".join(_markdown(groups, base)) + "\n")
     write_csv(folder / "sweep.csv", _rows(groups, base))
+    print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
+    if len(groups) > 1:
+        print_table(_difference_title(base), *_differences(groups, base))
     return ["sweep.md", "sweep.csv", "runs.csv", *_draw(folder / "figures", groups, base)]
 
 
@@ -315,11 +320,3 @@ def _draw(folder: Path, groups: list[Group], base: Group) -> list[str]:
     if curves:
         figures.draw_sweep_curves(curves, folder / "curves.png")
     return [*(["figures/sweep.png"] if bars else []), *(["figures/curves.png"] if curves else [])]
-
-
-def print_tables(folder: Path, reference: str | None = None) -> None:
-    """Print the main columns and the differences to the reference."""
-    groups, base = _grouped(folder, reference)
-    print_table("Mean ± deviation over seeds", *_means(groups, PRINTED))
-    if len(groups) > 1:
-        print_table(_difference_title(base), *_differences(groups, base))

@@ -33,4 +33,3 @@ class SweepTables(Callback):
         folder = Path(config.hydra.sweep.dir)
         self.failed[:] = sorted(path.parent.name for path in folder.rglob("failed.txt"))
         sweep.write_tables(folder, config.sweep.reference)
-        sweep.print_tables(folder, config.sweep.reference)

@@ -23,10 +23,11 @@ from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.networks.outline import classes_of
 from dkel_lightning.networks.registry import BACKBONES
+from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, merge
+from dkel_lightning.settings.declarations import from_mapping
 from dkel_lightning.settings.deploy import Deploy
 from dkel_lightning.settings.execution import Execution
 from dkel_lightning.settings.targets import Targets

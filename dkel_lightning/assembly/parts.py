@@ -19,10 +19,11 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, SharedTrunk
 from dkel_lightning.networks.external import pretrained_classes
+from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.schedules import one_of
 from dkel_lightning.settings.backbone import is_external
-from dkel_lightning.settings.declarations import from_mapping, merge, unknown_choice
+from dkel_lightning.settings.declarations import from_mapping, unknown_choice
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Checkpoints: their format, and the archive that holds it."""
+"""Checkpoints."""

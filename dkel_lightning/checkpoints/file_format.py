@@ -6,16 +6,17 @@ import argparse
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from dkel_lightning.checkpoints import archive
-from dkel_lightning.errors import CheckpointError, full_disk
+from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.atomic_files import atomic_write
+from dkel_lightning.runtime.mappings import leaves
 
 KEY = "dkel_lightning"
 """Entry of a checkpoint that this library adds."""
@@ -67,7 +68,7 @@ def read(path: Path, map_location: Any = "cpu", hint: str = "use an earlier chec
     """
     with path.open("rb") as file:
         has_checksums = file.read(4) == b"PK\x03\x04"  # the format before torch 1.6 has none
-    fault = archive.fault(path) if has_checksums and not mmap else None
+    fault = _fault(path) if has_checksums and not mmap else None
     if fault is not None:
         raise CheckpointError(f"{path} is damaged ({fault}): {hint}.")
     try:
@@ -75,6 +76,21 @@ def read(path: Path, map_location: Any = "cpu", hint: str = "use an earlier chec
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises errors of many kinds
         raise CheckpointError(_describe(error, path, hint)) from error
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is intact."""
+    return checkpoint.is_file() and _fault(checkpoint) is None
+
+
+def _fault(path: Path) -> str | None:
+    """Compare the checksums of a ZIP archive, which torch does not do; None if all match."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile has no common error for torn archives
+        return str(error) or type(error).__name__
+    return None if damaged is None else f"the checksum of {damaged} does not match"
 
 
 def _describe(error: Exception, path: Path, hint: str) -> str:
@@ -107,7 +123,7 @@ def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None
     theirs = _recipe(checkpoint, "This checkpoint")
     if theirs is None or ours is None:
         return
-    mine, other = dict(_leaves(ours)), dict(_leaves(theirs))
+    mine, other = leaves(ours), leaves(theirs)
     differences = [
         f"{key}: {other.get(key)} in the checkpoint, {mine.get(key)} here"
         for key in mine
@@ -119,14 +135,6 @@ def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None
             f"This checkpoint belongs to another configuration ({'; '.join(differences)}): "
             "use the settings of the run that wrote it."
         )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _recipe(checkpoint: Mapping[str, Any], name: str | Path) -> Mapping[str, Any] | None:
@@ -149,20 +157,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        try:
-            with atomic_write(target) as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError about positions in the file.
-            reason = full_disk(error) or error
-            reason = getattr(reason, "strerror", None) or reason
-            before = " The last checkpoint is untouched." if target.is_file() else ""
-            raise CheckpointError(
-                f"Could not write {target} ({reason}): free some space or choose another output folder.{before}"
-            ) from error
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True

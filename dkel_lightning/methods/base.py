@@ -16,6 +16,7 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerNetwork, PeerOutputs
+from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.schedules import Clock, at_time, time_of
 from dkel_lightning.settings.backbone import BackboneSettings
 from dkel_lightning.settings.declarations import (
@@ -24,7 +25,6 @@ from dkel_lightning.settings.declarations import (
     either,
     from_mapping,
     import_path,
-    merge,
     names,
     node_of,
     schedule,

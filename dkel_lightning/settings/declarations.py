@@ -233,15 +233,6 @@ def node_of(settings: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------- mappings
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mapping `over` into `base`."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
 def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
     """Build the (nested) dataclass `cls` from a mapping; return an instance unchanged."""
     if isinstance(values, cls):

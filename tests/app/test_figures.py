@@ -73,16 +73,6 @@ def test_columns_that_begin_alike_share_a_panel_in_per_cent_with_the_legend_off_
     assert saved["a"].get_suptitle() == r"a\$b; thin: single peers"
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_a_single_epoch_can_be_seen(
-    tmp_path: Path, saved: dict[str, Figure]
-) -> None:
-    figures.draw_curves({"train/loss": curve(1, np.nan, np.inf, 2)}, tmp_path / "gap.png", "t")
-    figures.draw_curves({"train/loss": curve(1)}, tmp_path / "one.png", "t")
-    assert saved["one"].axes[0].lines[0].get_marker() == "."
-    figures.draw_curves({"train/loss_per_peer": curve(1)}, tmp_path / "none.png", "t")
-    assert not (tmp_path / "none.png").exists()
-
-
 def test_bars_have_a_dot_a_seed_the_mean_and_its_interval(tmp_path: Path, saved: dict[str, Figure]) -> None:
     scores = {"accuracy (%)": {"dkel": [0.5, 0.52], "p$l": [0.6, 0.62, float("nan")], "one": [0.4], "failed": []}}
     figures.draw_bars(scores, "dkel", tmp_path / "sweep.png")

@@ -162,17 +162,6 @@ def test_other_runs_are_compared_to_the_reference_that_is_named(tmp_path: Path) 
         sweep.write_tables(tmp_path, "pl")
 
 
-def test_labels_without_a_seed_in_common_are_not_compared(tmp_path: Path) -> None:
-    write_run(tmp_path / "dkel/seed_0", 0.9)
-    write_failure(tmp_path / "dkel/seed_1", ValueError("x"))
-    write_run(tmp_path / "pcl/seed_1", 0.9, seed=1)
-    sweep.write_tables(tmp_path)
-    _, differences, others = tables(tmp_path / "sweep.md")
-    assert differences["pcl"] == ["0", "n/a", "n/a", "n/a"]
-    assert others["pcl"] == ["n/a"] * 5
-    assert [row["difference n"] for row in rows(tmp_path / "sweep.csv")] == ["", "0"]
-
-
 def test_a_sweep_of_which_nothing_has_finished_still_has_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +170,6 @@ def test_a_sweep_of_which_nothing_has_finished_still_has_its_table(
     (tmp_path / "seed=1" / "config.yaml").touch()
     assert sweep.write_tables(tmp_path) == ["sweep.md", "sweep.csv", "runs.csv"]
     assert "2 runs: 1 failed, 1 unfinished." in (tmp_path / "sweep.md").read_text()
-    sweep.print_tables(tmp_path)
     assert "n/a" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dkel_lightning import DistillationModule
-from dkel_lightning.checkpoints import archive, file_format
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.settings.teacher import TeacherSettings
@@ -76,10 +76,10 @@ def test_a_flipped_bit_among_the_weights_is_noticed_by_every_reader(written: Pat
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> None:
     whole, path = written.read_bytes(), tmp_path / "torn.ckpt"
-    assert archive.is_whole(written)
+    assert file_format.is_whole(written)
     for length in [0, 1, 2, 7, 100, *(len(whole) * i // 6 for i in range(1, 6)), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert not archive.is_whole(path)
+        assert not file_format.is_whole(path)
         with pytest.raises(CheckpointError, match=r"torn\.ckpt is (torn|damaged)"):
             file_format.load(path)
 
@@ -168,10 +168,7 @@ def test_a_failed_write_leaves_the_old_file_whole(
         raise error
 
     monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises((CheckpointError, KeyboardInterrupt)) as caught:
+    with pytest.raises(type(error)):
         io.save_checkpoint({"state_dict": {"a": torch.zeros(2)}}, path)
-    if isinstance(caught.value, CheckpointError):
-        assert f"Could not write {path} (" in str(caught.value)
-        assert str(caught.value).endswith("The last checkpoint is untouched.")
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

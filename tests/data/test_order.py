@@ -21,11 +21,6 @@ def test_evaluation_shards_are_disjoint_complete_and_equally_many(world: int, ex
         assert torch.cat(rank).tolist() == sorted(torch.cat(rank).tolist())
 
 
-def test_fewer_evaluation_images_than_processes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"2 evaluation image\(s\) cannot be divided between 3 processes"):
-        evaluation_batches(2, 4, 0, 3)
-
-
 @settings(max_examples=100, deadline=None)
 @given(world=st.integers(1, 4), share=st.integers(2, 40), rest=st.integers(0, 3), batch_size=st.integers(1, 9))
 def test_training_ranks_are_disjoint_and_equally_long(world: int, share: int, rest: int, batch_size: int) -> None:

@@ -126,14 +126,6 @@ def test_a_run_with_unlabelled_images_that_is_killed_within_an_epoch_goes_on_bit
     assert_equal_runs(run.folder, through.folder)
 
 
-def test_a_teachers_initialisation_sees_labelled_images_alone() -> None:
-    for share in (None, 0.5):
-        loader = digits(unlabelled_share=share).train_dataloader()
-        batches = list(loader.initialisation_batches(0, 6))
-        assert all(int(batch.labels.min()) >= 0 for batch in batches)
-        assert len({int(i) for batch in batches[:4] for i in batch.indices}) == 100
-
-
 def test_a_share_of_images_that_are_not_there_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.unlabelled_share=0\.5 mixes 1293 labelled and 0 unlabelled .* enough of both"

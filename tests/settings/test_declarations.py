@@ -13,6 +13,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import METHODS, Method, Needs, create, get_preset, register
 from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.modules.outputs import MethodInputs
+from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.settings.declarations import (
     Follows,
     Setting,
@@ -20,7 +21,6 @@ from dkel_lightning.settings.declarations import (
     choice,
     either,
     from_mapping,
-    merge,
     node_of,
     number,
     schedule,

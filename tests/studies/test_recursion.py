@@ -130,9 +130,3 @@ def test_mean_probabilities_teach_exactly_what_the_individual_teachers_teach() -
     assert torch.allclose(gaps[0], gaps[1], atol=1e-12)
     assert bool((gaps[0] > 0).all())
     assert not torch.allclose(*gradients(student, teachers, "logits"), atol=1e-3)
-
-
-@pytest.mark.parametrize("space", ["logits", "probabilities"])
-def test_with_two_peers_the_assembled_teacher_is_the_individual_one(space: str) -> None:
-    assembled, individual = gradients(logits(2, 5, 10), logits(2, 5, 10, seed=1), space)
-    assert torch.allclose(assembled, individual, atol=1e-14)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from dkel_lightning.app.loggers import MetricsFile
-from dkel_lightning.checkpoints.archive import is_whole
+from dkel_lightning.checkpoints.file_format import is_whole
 from dkel_lightning.errors import Interrupted
 from dkel_lightning.runtime.processes import any_process, print_once
 

@@ -36,8 +36,7 @@ from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
-from dkel_lightning.checkpoints.archive import is_whole
-from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO, load
+from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO, is_whole, load
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.distillation import DistillationModule
