@@ -216,7 +216,7 @@ def own_set(folder: Path, labels: list[int], **arrays: Any) -> Path:
         ([0, 1, 0, 1], {}, {"validation": 0.1}, "gives 0 for validation and 4 for training"),
         ([0, 1, 0, 1], {}, {"batch_size": 8, "drop_last": True, "validation": 0.5}, "lower batch_size"),
         ([0, 1, 0, 1], {}, {"limit": 1, "validation": 0.5}, "data.limit must be a whole number between 2 and"),
-        ([0, 1, 0, 1], {}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "mean has 2 values, but the images have 1 channel"),
+        ([0, 1, 0, 1], {}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "mean has 2 values for images of 1 channel"),
         ([0, 1, 0, 1], {}, {"mean": [0.5], "std": [0.0]}, "data.std must be a list, each a number between 1e-06 and"),
     ],
 )
