@@ -70,7 +70,7 @@ def train(
     Args:
         model: a registered backbone, `timm:`, `torchvision:` or `hf:` with a name, or your own classifier; a
             trained one keeps its weights. By default the experiment's.
-        data: a registered data set, a folder with train/ and test/ (a folder a class), or an .npz file.
+        data: a choice of conf/data, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.
         out: folder of the run; an unfinished run of the same settings there is resumed. Under outputs/ by default.

@@ -197,7 +197,7 @@ class Method(nn.Module, ABC):
                 f"{', '.join(terms)}: make them agree."
             )
         if self.settings.labels != 1:
-            terms |= {name: self.labels_weight * terms[name] for name in terms if name.startswith("ce")}
+            terms = terms | {name: self.labels_weight * terms[name] for name in terms if name.startswith("ce")}
         return terms
 
     def current_weights(self) -> dict[str, Tensor]:

@@ -313,9 +313,7 @@ def _note(values: Values, result: TrainResult) -> str:
     images = f"{result.last.images} test images."
     if not result.last.validated:
         return f"* deployed. Without validation, no epoch or peer was selected. {images}"
-    where = "the test set itself" if values["data"]["selection"] == "paper" else "held-out training images"
-    if values["data"].get("_target_"):
-        where = "the validation images of the data module"
+    where = "the test set itself" if values["data"].get("selection") == "paper" else "validation images"
     what = "Epoch and network were" if result.last.was_chosen else "The epoch was"
     test = result.best or result.last
     note = f"* deployed. {what} selected on {where}. {images}"
