@@ -7,13 +7,13 @@ Callbacks set the scheduled weights and initialise the teacher, see `configure_c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -266,11 +266,11 @@ class DistillationModule(LightningModule):
     ) -> None:
         """Clip a learning teacher's gradients separately: a joint norm would let the student influence it."""
         by_norm = bool(gradient_clip_val) and gradient_clip_algorithm != "value"
-        if self.teacher is None or not self.teacher.learns or not by_norm:
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        refused = mixed and getattr(optimizer, "_step_supports_amp_scaling", False)  # by Lightning
+        if self.teacher is None or not self.teacher.learns or not by_norm or refused:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        # Clips nothing, but refuses an optimizer that unscales gradients itself, as Lightning does.
-        self.trainer.precision_plugin.clip_gradients(optimizer, math.inf)
         learning = [self.teacher, *(getattr(self.method, name) for name in self.method.teacher_parts)]
         teacher = {parameter for part in learning for parameter in part.parameters()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -89,23 +89,23 @@ def text(meaning: str, settings: Any) -> str:
 
 def method(preset: Preset) -> str:
     """Write a method with its peers and settings, and its choice of a teacher."""
-    found = header(preset.meaning, preset.method)
+    written = header(preset.meaning, preset.method)
     node = preset.node()
     if "defaults" in node:
         (override,) = node["defaults"]
-        found += ["defaults:", *(f"  - {key}: {value}" for key, value in override.items())]
+        written += ["defaults:", *(f"  - {key}: {value}" for key, value in override.items())]
     if "backbone" in node:
-        found += [f"backbone: {value(node['backbone'])}"]
+        written += [f"backbone: {value(node['backbone'])}"]
     settings = [*lines(preset.arrangement), *lines(preset.default_settings())]
-    return "\n".join(["# @package _global_", *found, "method:", *(f"  {line}" for line in settings), ""])
+    return "\n".join(["# @package _global_", *written, "method:", *(f"  {line}" for line in settings), ""])
 
 
 def differences(meaning: str, settings: Mapping[str, Any]) -> str:
     """Write a teacher as what differs from teacher/_base.yaml."""
-    found = header(meaning, TeacherSettings)
+    written = header(meaning, TeacherSettings)
     if settings.get("update") != "none":
-        found.append("defaults: [_base]")
-    return "\n".join([*found, *(f"{key}: {value(item)}" for key, item in settings.items()), ""])
+        written.append("defaults: [_base]")
+    return "\n".join([*written, *(f"{key}: {value(item)}" for key, item in settings.items()), ""])
 
 
 def task(name: str, meaning: str, settings: Any) -> str:
@@ -121,12 +121,12 @@ def data_set(name: str, kind: type[Any]) -> str:
     classes, usual = kind.__mro__[: kind.__mro__.index(ImageDataModule)], own.parameters(ImageDataModule)
     arguments = "\n".join(inspect.getdoc(parent) or "" for parent in classes)
     meanings = dict(re.findall(r"^ +(\w+): (.*?\.)$", arguments, re.MULTILINE | re.DOTALL))
-    found = [*header((kind.__doc__ or "").splitlines()[0], kind), "defaults: [_base]", f"name: {name}"]
-    found.append(f"_target_: dkel_lightning.data.{kind.__name__}")
+    written = [*header((kind.__doc__ or "").splitlines()[0], kind), "defaults: [_base]", f"name: {name}"]
+    written.append(f"_target_: dkel_lightning.data.{kind.__name__}")
     for key, item in own.parameters(kind).items():
         if key not in usual:
-            found.append(f"{key}: {value(item.default)}  # {' '.join(meanings[key].split())}")
-    return "\n".join([*found, ""])
+            written.append(f"{key}: {value(item.default)}  # {' '.join(meanings[key].split())}")
+    return "\n".join([*written, ""])
 
 
 def header(meaning: str, source: type[Any]) -> list[str]:

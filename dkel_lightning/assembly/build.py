@@ -22,7 +22,6 @@ from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.networks.outline import classes_of
-from dkel_lightning.networks.registry import BACKBONES
 from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
@@ -150,9 +149,7 @@ def build(  # noqa: D417
     if chosen.wants_ensemble_classifier:
         with seeded(seed, "ensemble"):
             ensemble = EnsembleModule(student.network.feature_dims, num_classes)
-            start_linear = BACKBONES[str(backbone)].start_linear if registered else None
-            if start_linear is not None:
-                start_linear(ensemble.classifier)  # as in DKEL's released code
+            draw.start_ensemble(ensemble.classifier)
     module = cls(
         student,
         chosen,

@@ -15,6 +15,7 @@ from dkel_lightning.networks.branching import copied, is_trained, whole_model
 from dkel_lightning.networks.cuts import usual_cut, working_cuts
 from dkel_lightning.networks.external import make
 from dkel_lightning.networks.outline import IMAGE_SHAPE
+from dkel_lightning.networks.registry import BACKBONES
 from dkel_lightning.runtime.seeding import seeded
 from dkel_lightning.settings.backbone import is_external
 
@@ -116,6 +117,17 @@ class NetworkDraw:
         """Return the draw of one whole network: of `backbone`, or of the peers' backbone."""
         one = replace(self, peers=1, classifiers="own", sharing="trunk", pretrained=pretrained)
         return one if backbone is None else replace(one, backbone=backbone, split_at=None, classifier=None)
+
+    def start_ensemble(self, classifier: nn.Linear) -> None:
+        """Draw the ensemble classifier as the backbone draws its linear layers; as torch does if backbones differ.
+
+        Source: DKEL, released code.
+        """
+        names = {self.backbone} if isinstance(self.peers, int) else {*self.peers}
+        name = names.pop() if len(names) == 1 else None
+        start_linear = BACKBONES[name].start_linear if isinstance(name, str) and name in BACKBONES else None
+        if start_linear is not None:
+            start_linear(classifier)
 
     def recipe(self) -> dict[str, Any]:
         """Return the arguments as primitives; `backbone` is None for a model of the user's own."""

@@ -29,7 +29,7 @@ from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule
 
-# Lengths of the CIFAR protocol of 300 epochs as shares of it, as in conf/experiment/own_data.yaml.
+# Lengths of the CIFAR protocol of 300 epochs as shares of it, as in conf/protocol/shares.yaml.
 SHARES: dict[str, dict[str, float | None]] = {
     "rampup": {"epochs": None, "share": 0.27},
     "ensemble": {"decay": None, "decay_share": 0.02},
@@ -95,8 +95,8 @@ def teacher_settings(
     name, needs = type(method).__name__, method.needs
     if settings.get("update") == "none" or (usual.get("update") == "none" and not settings):
         if needs.teacher:
-            cure = "frozen" if needs.foreign_teacher else "independent, copy or follow"
-            raise ConfigError(f"teacher=none, but {name} needs a teacher: choose teacher={cure}.")
+            hint = "frozen" if needs.foreign_teacher else "independent, copy or follow"
+            raise ConfigError(f"teacher=none, but {name} needs a teacher: choose teacher={hint}.")
         return None
     if usual.get("update") == "none":
         usual = {}

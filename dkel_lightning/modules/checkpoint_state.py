@@ -146,10 +146,10 @@ def check_training_classes(module: DistillationModule, restored: Restored) -> No
     if not changed:
         return
     differences = "; ".join(f"{what}: {saved[what]} in the checkpoint, {present[what]} here" for what in changed)
-    cure = f"pass {', '.join(f'{what}=' for what in changed)} to build or load_from_checkpoint as the training had it"
+    hint = f"pass {', '.join(f'{what}=' for what in changed)} to build or load_from_checkpoint as the training had it"
     if "optimizer" in changed:
-        raise ConfigError(f"This training cannot resume from its checkpoint ({differences}): {cure}.")
-    rank_zero_warn(f"This training resumes with other parts ({differences}): to keep them, {cure}.")
+        raise ConfigError(f"This training cannot resume from its checkpoint ({differences}): {hint}.")
+    rank_zero_warn(f"This training resumes with other parts ({differences}): to keep them, {hint}.")
 
 
 def _is_fitting(module: DistillationModule) -> bool:

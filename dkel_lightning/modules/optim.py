@@ -20,7 +20,7 @@ ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-# As in conf/experiment/own_data.yaml, measured in docs/start.md.
+# As in conf/optimizer/adamw.yaml and conf/scheduler/warmup_cosine.yaml, measured in docs/start.md.
 DEFAULT_OPTIMIZER: OptimizerFactory = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.05)
 DEFAULT_WARMUP = 0.05
 

@@ -228,8 +228,8 @@ def _check_split(model: nn.Module, split_at: str, calls: list[_Call], classifier
     starts = [place for place, call in enumerate(calls) if call.name == split_at]
     if not starts:
         inner = [f"{split_at}.{child}" for child in _children(model.get_submodule(split_at))]
-        cure = f"one of its children {', '.join(inner)}" if inner else "another module"
-        raise ConfigError(f"The forward of the model never calls {split_at!r}: split at {cure}.")
+        hint = f"one of its children {', '.join(inner)}" if inner else "another module"
+        raise ConfigError(f"The forward of the model never calls {split_at!r}: split at {hint}.")
     if len(starts) > 1:
         raise ConfigError(
             f"{split_at!r} is called {len(starts)} times, so the split is not one point: split at a module called once."

@@ -175,8 +175,8 @@ class PPOLearner(Learner):
         return math.ceil(self.turn_steps / self.algorithm.batch_size) * self.algorithm.n_epochs
 
     def actions(self, states: Tensor) -> Tensor:
-        found: Any = self.algorithm.policy.get_distribution(states)
-        return found.distribution.probs if isinstance(found, CategoricalDistribution) else found.distribution.mean
+        chosen: Any = self.algorithm.policy.get_distribution(states)
+        return chosen.distribution.probs if isinstance(chosen, CategoricalDistribution) else chosen.distribution.mean
 
     def values(self, states: Tensor, actions: Tensor) -> Tensor:
         return self.algorithm.policy.predict_values(states).squeeze(-1)

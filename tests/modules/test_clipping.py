@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_teacher_that_learns_is_clipped_apart_from_its_student(method: str, al
     if algorithm == "norm":
         assert norms.seen
         assert all(max(seen["student"], seen["teacher"]) <= 1.001 * CLIP for seen in norms.seen)
+
+
+def test_lightning_refuses_an_optimizer_that_unscales_gradients_itself() -> None:
+    fused = partial(torch.optim.SGD, lr=0.1, fused=True)
+    module = build("online_checkpoints", 1, teacher={"init_steps": 0}, optimizer=fused)
+    fit = trainer(precision="bf16-mixed", gradient_clip_val=CLIP)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        fit.fit(module, train_loader())
 
 
 def test_student_ensemble_and_method_share_one_norm() -> None:

@@ -206,3 +206,6 @@ def test_the_ensemble_classifier_is_drawn_as_the_linear_layers_of_its_backbone()
     assert vgg.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not vgg.bias.any()
     assert not densenet.bias.any()
+    mixed = DistillationModule.build("vgg16", 10, "dkel", ["resnet8", "vgg16"], image_size=(32, 32)).ensemble
+    assert mixed is not None
+    assert mixed.classifier.bias.any()  # as torch does: the backbones differ

@@ -78,9 +78,9 @@ r and v the weights of the ramp-up and the ensemble."""
 
 def epoch_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Format the values of the last epoch by label. Synchronises with the device."""
-    found = {label: (float(metrics[name]), form) for label, name, form in SHOWN if name in metrics}
+    shown = {label: (float(metrics[name]), form) for label, name, form in SHOWN if name in metrics}
     # A diverging loss would push the rest off the line.
-    return {label: f"{value:{form if abs(value) < 1e4 else '.3g'}}" for label, (value, form) in found.items()}
+    return {label: f"{value:{form if abs(value) < 1e4 else '.3g'}}" for label, (value, form) in shown.items()}
 
 
 def epoch_line(trainer: Trainer, *more: str) -> str:

@@ -101,6 +101,7 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         step = int(checkpoint["global_step"])
         if weights is None and checkpoint_state.holds_teacher(checkpoint["state_dict"]):
             values = with_weights(values, None)  # a resume needs no file of weights
+        del checkpoint  # releases the mapped file, which the next checkpoint replaces
     datamodule = prepare_data(values)
     if datamodule.normalize is not None:  # an evaluation must not compute it again
         constants = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}

@@ -20,7 +20,7 @@ VAL_NAMES = ("validation", "val", "valid")
 class HuggingFaceDataModule(ImageDataModule):
     """A data set that `datasets` reads: `root` is a name on the Hub, a folder that it has saved, or a folder of files.
 
-    Splits are found by the usual names (without a test split, validation is tested on), columns by their types: the
+    Splits are identified by name (without a test split, validation is tested on), columns by their types: the
     image, and the label that is a class; of a training image it may be -1 or None: not known. Every image becomes RGB:
     its central square, scaled. No code of a data set is run.
 
