@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from pathlib import Path
@@ -20,12 +21,23 @@ from dkel_lightning.runtime.processes import any_process, print_once
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best epoch, the latest in a tie: small validation sets have many ties.
+    """Keep the latest epoch whose accuracy is at most one standard error below the highest so far.
+
+    On few validation images the highest accuracy is mostly luck, and later epochs are usually better. The standard
+    error is sqrt(p (1 - p) / n), of the highest accuracy p on n images (the one-standard-error rule, Breiman et al.,
+    Classification and Regression Trees, 1984, section 3.4.3).
 
     Epochs without a validation are skipped; Lightning's score is then that of an earlier epoch.
+
+    Args:
+        images: number of validation images, or None to keep the best epoch, the latest in a tie.
     """
 
-    _validated = False
+    def __init__(self, *args: Any, images: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.images = images
+        self.highest = -math.inf  # of the negated metric where lower is better
+        self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -43,16 +55,24 @@ class BestCheckpoint(ModelCheckpoint):
         if score is not None and not is_whole(Path(path)):
             print_once(f"{path} is missing or torn: the best of the remaining epochs replaces it.")
             gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
-            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, **gone}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, "highest": -math.inf, **gone}
         elif score is not None:
             places = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
             state_dict = {**state_dict, **places, "best_k_models": {path: score}}
         super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]
+        self.current_score, self.highest = state_dict["current_score"], state_dict["highest"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "highest": self.highest}
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        return tied or super().check_monitor_top_k(trainer, current)
+        if current is None:
+            return False
+        score = float(current) if self.mode == "max" else -float(current)
+        self.highest = max(self.highest, score)
+        error = math.sqrt(max(self.highest * (1 - self.highest), 0.0) / self.images) if self.images else 0.0
+        keep = not self.best_k_models or score >= self.highest - error
+        return bool(trainer.strategy.reduce_boolean_decision(keep))
 
 
 class EarlyStopping(callbacks.EarlyStopping):

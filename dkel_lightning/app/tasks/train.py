@@ -38,7 +38,7 @@ from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO, is_whole, load
 from dkel_lightning.data import ClassificationData
-from dkel_lightning.data.own import describe_sizes
+from dkel_lightning.data.own import describe_sizes, size
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.modules import checkpoint_state
@@ -116,7 +116,11 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     trainer = build.trainer(
         values,
         loggers=[logger, *loggers],
-        callbacks=[throughput, *_callbacks(run, throughput), *_checkpoint_callbacks(run, logger, last_checkpoint)],
+        callbacks=[
+            throughput,
+            *_callbacks(run, throughput),
+            *_checkpoint_callbacks(run, logger, last_checkpoint, datamodule),
+        ],
         plugins=[AtomicCheckpointIO()],
     )
     run.write_config()
@@ -201,11 +205,15 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
     return callbacks
 
 
-def _checkpoint_callbacks(run: Run, rows: MetricsFile, last: LastCheckpoint) -> list[Callback]:
+def _checkpoint_callbacks(
+    run: Run, rows: MetricsFile, last: LastCheckpoint, data: ClassificationData
+) -> list[Callback]:
     """Build the callbacks that write checkpoints, in the order in which they must run."""
     monitor = run.values["callbacks"]["monitor"]
+    chance = "nll" not in monitor and run.values["data"]["selection"] != "paper"  # papers take the very best epoch
     best = BestCheckpoint(
         run.checkpoints,
+        images=size(data, "val") if chance else None,
         filename="best",
         monitor=monitor,
         mode=_mode(monitor),
@@ -251,9 +259,9 @@ def _heading(values: Values, module: DistillationModule, data: ClassificationDat
     backbone = values["backbone"]["name"]
     what = f"{peers} x {backbone}" if isinstance(peers, int) else ", ".join(peers)
     channels, height, width = data.image_shape
-    size = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
+    count = sum(parameter.numel() for parameter in module.student.peer(0).parameters())
     heading = (
-        f"{values['method']['name']}: {what} ({size:,} parameters each) on {values['data']['name']} "
+        f"{values['method']['name']}: {what} ({count:,} parameters each) on {values['data']['name']} "
         f"({describe_sizes(data)} images of {channels}x{height}x{width}, {data.num_classes} classes)"
     )
     if values["data"]["selection"] == "paper":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from dkel_lightning.app.callbacks import BestCheckpoint, LastCheckpoint
 from dkel_lightning.app.run import Run, find_checkpoint, load_config, resume_path
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import TrainResult, train
@@ -137,6 +140,59 @@ def test_of_equally_good_epochs_the_latest_is_kept(tmp_path: Path) -> None:
     assert result.best is not None
     assert len({row["val/acc"] for row in rows(tmp_path)}) == 1
     assert result.best.epoch == 3
+
+
+class Scored(BoringModel):
+    """Logs a given metric in each epoch."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = values
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("metric", self.values[self.current_epoch])
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "images", "kept"),
+    [
+        ([0.2, 0.6, 0.5, 0.4], "max", 10, 2),  # one standard error is 0.155; 0.4 would be in reach of 0.5 alone
+        ([0.2, 0.6, 0.5, 0.6, 0.5], "max", 1000, 3),
+        ([0.2, 0.6, 0.5, 0.6, 0.5], "max", None, 3),
+        ([2.0, 1.0, 1.0, 1.1], "min", None, 2),
+        ([math.nan, 0.0, math.nan], "max", 10, 1),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_latest_epoch_within_a_standard_error_of_the_highest_accuracy_is_kept(
+    values: list[float], mode: str, images: int | None, kept: int, resumed: bool, tmp_path: Path
+) -> None:
+    def fit(epochs: int) -> None:
+        best = BestCheckpoint(
+            tmp_path,
+            images=images,
+            filename="best",
+            monitor="metric",
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        last = tmp_path / "last.ckpt"
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_epochs=epochs,
+            limit_train_batches=1,
+            callbacks=[best, LastCheckpoint(last)],
+        )
+        trainer.fit(Scored(values), ckpt_path=last if last.exists() else None, weights_only=True)
+
+    if resumed:
+        fit(len(values) - 1)
+    fit(len(values))
+    assert load(tmp_path / "best.ckpt")["epoch"] == kept
 
 
 @pytest.mark.slow
