@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The comparisons on real images, on whatever device there is. What has ended stands: call it again to go on.
+# The comparisons on real images, on GPUs or CPU cores. Finished runs are kept; repeat the command to continue.
 #
-#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: half an hour or more of a core a run
+#   scripts/real_images.sh small cifar100.npz results/small           # docs/results/cifar100: 30 minutes or more per run on a core
 #   scripts/real_images.sh tuning cifar100.npz results/tuning         # lambda and the EMA rate, by validation alone
 #   scripts/real_images.sh cifar10 DATA results/cifar10               # the full protocols, for GPUs: 300 epochs of
 #   scripts/real_images.sh cifar100 DATA results/cifar100             # CIFAR, 100 of TinyImageNet, five seeds
 #   scripts/real_images.sh tinyimagenet DATA results/tinyimagenet
 #
-# One process a GPU, or a core of a machine without GPUs, shares the runs of a comparison; WORKERS sets another number.
-# More arguments are overrides, such as trainer.max_epochs=10. The hours of the full protocols are not measured.
+# One worker per GPU, or per core without GPUs, shares the runs of a comparison; WORKERS sets another number.
+# Further arguments are overrides, such as trainer.max_epochs=10. Run times of the full protocols have not been measured.
 set -euo pipefail
 
 protocol=${1:?small, tuning, cifar10, cifar100 or tinyimagenet}
-data=${2:?the data: the file cifar100.npz of docs/own_data.md, or the folder of the data set}
+data=${2:?the data: an .npz file as docs/own_data.md describes, or the folder of the data set}
 folder=${3:?the folder of the results}
 shift 3
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run as a job of SLURM, a task a GPU: sbatch scripts/slurm.sh experiment=cifar100
+# One run as a job of SLURM, one task per GPU: sbatch scripts/slurm.sh experiment=cifar100
 # Two machines: sbatch --nodes=2 scripts/slurm.sh experiment=cifar100. A sweep: see docs/distributed.md.
 #
 #SBATCH --job-name=dkel

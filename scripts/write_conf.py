@@ -30,6 +30,7 @@ from dkel_lightning.data import (
 from dkel_lightning.methods import METHODS, Preset
 from dkel_lightning.policies.settings import DualPolicySettings
 from dkel_lightning.settings.backbone import BackboneSettings
+from dkel_lightning.settings.callbacks import CallbackSettings
 from dkel_lightning.settings.data import DataSettings
 from dkel_lightning.settings.declarations import Setting, walk
 from dkel_lightning.settings.deploy import Deploy
@@ -68,6 +69,7 @@ def files() -> dict[str, str]:
         "teacher/_base.yaml": text("The settings of every teacher.", TeacherSettings()),
         "targets/default.yaml": text("Labels as they are.", Targets()),
         "deploy/default.yaml": text("The network that is deployed.", Deploy()),
+        "callbacks/default.yaml": text("Checkpoints, progress and monitoring.", CallbackSettings()),
         "execution/default.yaml": text("How the networks are executed.", Execution(channels_last=True)),
     }
     for name, preset in METHODS.items():
@@ -125,7 +127,9 @@ def data_set(name: str, kind: type[Any]) -> str:
     written.append(f"_target_: dkel_lightning.data.{kind.__name__}")
     for key, item in own.parameters(kind).items():
         if key not in usual:
-            written.append(f"{key}: {value(item.default)}  # {' '.join(meanings[key].split())}")
+            written.append(
+                f"{key}: {value(item.default)}  # {' '.join(meanings[key].split()).replace('None:', 'null:')}"
+            )
     return "\n".join([*written, ""])
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from dkel_lightning.app import config
 from dkel_lightning.app.main import execute
+from dkel_lightning.app.records import RunRecord
 from dkel_lightning.app.run import Run, find_checkpoint
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.tasks.train import train
 
 TINY = (
     "trainer=cpu",
@@ -54,6 +55,6 @@ def run_task(folder: Path, *overrides: str) -> float | None:
     return execute(compose(*overrides), folder, config.typed_keys(overrides))
 
 
-def resumed(run: Run) -> TrainResult:
+def resumed(run: Run) -> RunRecord:
     """Go on with a run as `resume=FOLDER` does."""
     return train(replace(run, resume=find_checkpoint(run.folder)))

@@ -53,6 +53,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Turn a composed configuration into plain values."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    OmegaConf.copy_cache(cfg, own)  # of ${now:}
     values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     return dict(values)
 

@@ -56,6 +56,9 @@ def main() -> None:
 
     if SweepTables.failed:
         print(f"Error: {len(SweepTables.failed)} jobs failed: {', '.join(SweepTables.failed)}.", file=sys.stderr)
+    if SweepTables.error is not None:
+        print(f"Error: {SweepTables.error}", file=sys.stderr)
+    if SweepTables.failed or SweepTables.error is not None:
         sys.exit(1)
 
 
@@ -65,6 +68,8 @@ def run_job(cfg: DictConfig) -> float | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     run = _run_in_sweep if hydra_config.mode is RunMode.MULTIRUN else execute
+    silence_lightning()
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         return run(config.resolve(cfg), run_dir, config.typed_keys(overrides))
     except Exception as error:
@@ -89,7 +94,6 @@ def _describe(error: Exception) -> str:
 
 def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
     """Run the task of the configuration in `run_dir`; `typed` are the groups and keys that the user has set."""
-    _silence_lightning()
     if values["task"]["folder"] and not values["checkpoint"]:
         raise ConfigError(f"task={values['task']['name']} needs checkpoint=PATH.")
     import_modules(values["modules"])
@@ -100,19 +104,18 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
         values = saved.resume_settings(run_of(path), values, typed)
     elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():
         values = saved.checkpoint_settings(run_of(Path(values["checkpoint"])), values, typed)
-    with lock(run_dir):
-        if checkpoint is None and values["task"]["folder"] is None and not values["resume"]:
+    trains = values["task"]["name"] == "train"
+    with lock(run_dir) if trains else contextlib.nullcontext():
+        if checkpoint is None and trains and not values["resume"]:
             checkpoint = _continue(run_dir, values)
         result = hydra.utils.get_method(values["task"]["_target_"])(Run(values, run_dir, checkpoint))
     objective = getattr(result, "objective", None)
     return None if objective is None or math.isnan(objective) else float(objective)
 
 
-def _silence_lightning() -> None:
-    """Silence Lightning's messages that a user of the command line cannot act on."""
+def silence_lightning() -> None:
+    """Silence Lightning's messages that a user cannot act on."""
     import lightning.pytorch  # noqa: F401  (its import sets the log level and the format of warnings)
-
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)

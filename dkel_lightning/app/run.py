@@ -105,16 +105,20 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def resume_path(resume: str, outputs: str = "outputs") -> Path:
-    """Return the checkpoint or folder that `resume=` means; `last` is the newest run under outputs/."""
+    """Return the checkpoint or folder that `resume=` means; `last` is the newest training under outputs/."""
     if resume != "last":
         path = Path(resume).expanduser()
         if not path.exists():
             raise ConfigError(f"resume={resume}: no such file or folder.")
         return path
     runs = [path.parent for path in Path(outputs).rglob(CONFIG) if not (path.parent.parent / CONFIG).is_file()]
-    if not runs:
-        raise ConfigError(f"resume=last: there is no run in {Path(outputs).resolve()}.")
-    return max(runs, key=lambda run: max(path.stat().st_mtime for path in (run / CONFIG, *run.rglob("*.ckpt"))))
+    newest_first = sorted(
+        runs, key=lambda run: max(path.stat().st_mtime for path in (run / CONFIG, *run.rglob("*.ckpt"))), reverse=True
+    )
+    for run in newest_first:
+        if load_config(run)["task"]["name"] == "train":
+            return run
+    raise ConfigError(f"resume=last: there is no run in {Path(outputs).resolve()}.")
 
 
 def find_checkpoint(path: Path) -> Path | None:

@@ -31,8 +31,11 @@ RESUMABLE = (
 COMPUTED = ("data.mean", "data.std", "task", "name", "checkpoint", "sweep", "hydra")
 """Keys that do not affect the training, or that the run fills in."""
 
-CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy")
+CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy", "execution")
 """Groups that tasks take from the run of their checkpoint."""
+
+COMBINATIONS = ("experiment", "recipe", "variant", "ablation")
+"""Choices that set keys of several groups, and are not saved themselves."""
 
 TRUSTED = ("torch.optim.", "timm.optim.", "dkel_lightning.modules.optim.", "dkel_lightning.data.")
 
@@ -77,10 +80,15 @@ def settings_hash(values: Values) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def differences(saved: Values, values: Values) -> list[str]:
-    """Describe the differences between two configurations in settings that a resume must not change."""
+def differences(saved: Values, values: Values, within: str = "") -> list[str]:
+    """Describe the differences between two configurations in settings that a resume must not change.
+
+    Only those of the group or key `within`, if given.
+    """
     before, now = leaves(saved), leaves(values)
-    keys = [key for key in {**before, **now} if not _is_resumable(key)]
+    keys = [
+        key for key in {**before, **now} if not _is_resumable(key) and f"{key}.".startswith(within and f"{within}.")
+    ]
     return [f"{key}: {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
@@ -89,17 +97,16 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
     saved = load_config(folder)
     values = without_untrusted(saved, composed, typed, folder)
     for key in sorted(typed - {"resume", "logger", "modules"}):
-        group = key.split(".")[0]
-        if group in ("task", "hydra"):
+        if key.split(".")[0] in ("task", "hydra"):
             continue
         if key == "trainer":
             values["trainer"] |= {name: composed["trainer"][name] for name in OF_DEVICES}
         elif _is_resumable(key):
             _assign(values, key, _at(composed, key))
-        elif _at(saved, key) != _at(composed, key):
+        elif different := differences(saved, composed, "" if key in (*COMBINATIONS, "debug") else key):
             changeable = ", ".join(RESUMABLE)
             raise ConfigError(
-                f"{key} cannot change when a run is resumed: leave it out, or start a new run. "
+                f"{key} cannot change when a run is resumed ({different[0]}): leave it out, or start a new run. "
                 f"A resume can change {changeable}."
             )
     for key in ("devices", "num_nodes"):
@@ -113,11 +120,13 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
 
 def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
     """Return the settings of the checkpoint's run for networks, method and data, updated by the command."""
-    decided = sorted(key for key in typed if key.split(".")[0] in ("backbone", "method", "experiment"))
+    decided = sorted(key for key in typed if key.split(".")[0] in ("backbone", "method", *COMBINATIONS))
     if decided:
         raise ConfigError(f"{', '.join(decided)}: fixed by the checkpoint; leave it out.")
-    saved = without_untrusted(load_config(folder), composed, typed, folder)
-    values = {**composed, "name": saved["name"], "modules": composed["modules"]}
+    config = load_config(folder)
+    used = {key: config[key] for key in (*CHECKPOINT_GROUPS, "modules")}
+    saved = without_untrusted(used, composed, typed, folder)
+    values = {**composed, "name": config["name"], "modules": composed["modules"]}
     for group in CHECKPOINT_GROUPS:
         if group in typed:
             continue

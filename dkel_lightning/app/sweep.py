@@ -191,6 +191,11 @@ class Group:
 
 def _grouped(folder: Path, reference: str | None) -> tuple[list[Group], Group]:
     runs = load_runs(folder)
+    known: dict[tuple[str, str], RunRecord] = {}
+    for run in runs:
+        if other := known.get((run.label, run.seed)):
+            raise ConfigError(f"{other.folder} and {run.folder} are both {run.label}, seed {run.seed}: remove one.")
+        known[run.label, run.seed] = run
     labels = [*dict.fromkeys(run.label for run in runs)]
     groups = [Group(label, {run.seed: run for run in runs if run.label == label}) for label in labels]
     if reference is not None and reference not in labels:

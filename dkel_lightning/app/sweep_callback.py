@@ -9,7 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-LABELS = ("method", "variant")
+from dkel_lightning.errors import ConfigError
+
+LABELS = ("method", "variant", "seed")
 """Keys that stay in a run's name even if they are constant: two sweeps may share a folder."""
 
 
@@ -17,19 +19,28 @@ class SweepTables(Callback):
     """Name the folders of the jobs, and write tables and figures at the end."""
 
     failed: ClassVar[list[str]] = []
+    error: ClassVar[ConfigError | None] = None  # Hydra would turn it into a warning
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Name each job's folder by the overrides that vary, such as `method=dkel,seed=0`."""
         overrides = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
         constant = [item.key_or_group for item in overrides if not item.is_sweep_override()]
-        excluded = ",".join(key for key in constant if key not in LABELS)
+        excluded = [key for key in constant if key not in LABELS]
         with open_dict(config):
-            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
+            if len(excluded) == len(overrides):  # the folder of the sweep would be that of the run
+                config.hydra.overrides.hydra.append("hydra.sweep.subdir=run")
+            config.hydra.overrides.hydra.append(
+                f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"
+            )
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write the tables into the sweep's folder and print the main columns."""
+        """Write the tables of trainings into the sweep's folder and print the main columns."""
         from dkel_lightning.app import sweep
 
         folder = Path(config.hydra.sweep.dir)
         self.failed[:] = sorted(path.parent.name for path in folder.rglob("failed.txt"))
-        sweep.write_tables(folder, config.sweep.reference)
+        if config.task.name == "train":
+            try:
+                sweep.write_tables(folder, config.sweep.reference)
+            except ConfigError as error:
+                SweepTables.error = error

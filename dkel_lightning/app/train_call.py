@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from dkel_lightning.app import config
 from dkel_lightning.app.records import SUMMARY
 from dkel_lightning.app.run import best_checkpoint
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.settings.backbone import reads_a_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,12 +76,14 @@ def train(
         method: one of the methods; dkel by default.
         epochs: length of the training.
         out: folder of the run; an unfinished run of the same settings there is resumed. Under outputs/ by default.
-        settings: any key of the command line with its value, such as `{"optimizer.lr": 0.05, "trainer": "cpu"}`; it
-            overrides the other arguments. The default `experiment` is the one named like the data set, or own_data for
-            your own data.
+        settings: any key of the command line with its value, such as `{"optimizer.lr": 0.05, "trainer": "cpu"}`, or
+            `{"+optimizer.fused": True}` to add one; it overrides the other arguments. The default `experiment` is the
+            one named like the data set, or own_data for your own data.
     """
+    import torch
+
     from dkel_lightning.app import build
-    from dkel_lightning.app.main import execute
+    from dkel_lightning.app.main import execute, silence_lightning
 
     if not isinstance(model, str | None):
         name = f"own:{type(model).__name__}"
@@ -93,8 +97,15 @@ def train(
     if values["trainer"]["devices"] != 1 or values["trainer"]["num_nodes"] != 1:
         raise ConfigError("train() uses one process: train on several devices from the command line.")
     folder = Path(cfg.hydra.run.dir if out is None else out)
-    execute(values, folder, set())
-    return _trained(folder, build.MODELS.pop(values["backbone"]["name"], None))
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            silence_lightning()
+            execute(values, folder, set())
+    finally:
+        torch.set_num_threads(threads)
+    name = values["backbone"]["name"]
+    return _trained(folder, build.MODELS.pop(name, name if reads_a_folder(name) else None))
 
 
 def compose_call(
@@ -103,16 +114,21 @@ def compose_call(
     """Compose the configuration of a call: Hydra composes the groups, other values are set unparsed."""
     arguments = {**_data(data), "backbone.name": model, "method": method, "trainer.max_epochs": epochs}
     chosen: dict[str, Any] = {key: value for key, value in arguments.items() if value is not None} | dict(settings)
-    groups = {key: value for key, value in chosen.items() if (config.conf_dir() / key).is_dir()}
+    groups = {key: value for key, value in chosen.items() if _is_group(key) and not isinstance(value, Mapping)}
     modules = [f"modules=[{','.join(chosen['modules'])}]"] if chosen.get("modules") else []
     cfg = config.compose([*modules, *(f"{key}={value}" for key, value in groups.items())], with_hydra=True)
     for key in (key for key in chosen if key not in groups):
+        value = str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key]
         try:
-            OmegaConf.update(cfg, key, str(chosen[key]) if isinstance(chosen[key], Path) else chosen[key])
+            OmegaConf.update(cfg, key.lstrip("+"), value, force_add=key.startswith("+"))
         except (ConfigAttributeError, ConfigKeyError):
             del cfg.hydra
             raise ConfigError(config.explain_key(key, cfg)) from None
     return cfg
+
+
+def _is_group(key: str) -> bool:
+    return (config.conf_dir() / key).is_dir()
 
 
 def _is_choice(group: str, name: str) -> bool:
@@ -120,13 +136,15 @@ def _is_choice(group: str, name: str) -> bool:
 
 
 def _data(data: str) -> dict[str, str]:
+    if data == "digits":
+        return {"data": data}
     if _is_choice("data", data):
-        return {"data": data, **({"experiment": data} if _is_choice("experiment", data) else {})}
+        return {"data": data, "experiment": data if _is_choice("experiment", data) else "own_data"}
     kind = "npz" if data.endswith(".npz") else "image_folder"
     return {"experiment": "own_data", "data": kind, "data.root": data}
 
 
-def _trained(folder: Path, own: nn.Module | None) -> Trained:
+def _trained(folder: Path, own: nn.Module | str | None) -> Trained:
     from dkel_lightning.app.tasks.evaluate import class_names
     from dkel_lightning.distillation import DistillationModule
 

@@ -37,6 +37,7 @@ SMALL = (
         (["backbone.name=resnet7"], "resnet7"),
         (["data.limit=1"], "data.limit"),
         (["callbacks.monitor=val/banana"], "callbacks.monitor is 'val/banana': choose one of val/acc, "),
+        (["callbacks.progress=linse"], "Did you mean lines"),
         (["resume=nowhere.ckpt"], "nowhere.ckpt"),
         (["resume=last"], "there is no run in"),
         (["task=evaluate"], "task=evaluate needs checkpoint=PATH"),
@@ -79,8 +80,10 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was_ended(tmp_path: Path) 
 
 
 def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
-    done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "optimizer.lr=0.1,-1", cwd=tmp_path)
+    command = ["-m", *SMALL, "sweep.folder=s", "sweep.reference=10", "method=baseline", "optimizer.lr=0.1,-1"]
+    done = dkel(*command, cwd=tmp_path)
     assert done.returncode == 1
+    assert "sweep.reference=10 is not a label" in done.stderr
     assert "1 jobs failed: method=baseline,optimizer.lr=-1" in done.stderr
     (failure,) = (tmp_path / "s").rglob("failed.txt")
     assert "Invalid learning rate: -1" in failure.read_text()

@@ -92,6 +92,19 @@ def test_a_resume_refuses_what_would_change_the_run(typed: str, tmp_path: Path) 
     assert saved.resume_settings(folder, compose(), {key})["method"] == compose()["method"]
 
 
+def test_the_command_of_a_run_resumes_it_and_combinations_of_keys_are_no_way_around(tmp_path: Path) -> None:
+    command = ["experiment=own_data", "data=npz", "data.root=a.npz"]
+    values = compose(*command)
+    values["data"] |= {"mean": [0.5], "std": [0.2]}  # which the run has computed
+    folder = write(tmp_path, values)
+    typed = {"experiment", "data", "data.root"}
+    assert saved.resume_settings(folder, compose(*command), typed)["data"]["mean"] == [0.5]
+    for other in ("experiment=cifar100", "recipe=modern", "variant=single", "debug=smoke"):
+        key = other.split("=")[0]
+        with pytest.raises(ConfigError, match=f"{key} cannot change when a run is resumed"):
+            saved.resume_settings(folder, compose(*command, other), {key})
+
+
 def test_settings_that_differ_have_another_hash_and_are_named() -> None:
     before, now = compose(), compose("optimizer.lr=0.2", "callbacks.progress=none", "logger=tensorboard")
     assert saved.settings_hash(before) != saved.settings_hash(now)
@@ -104,5 +117,14 @@ def test_a_checkpoint_decides_networks_and_the_command_may_name_other_data(tmp_p
     values = saved.checkpoint_settings(folder, given, {"task", "data", "data.root"})
     assert (values["backbone"]["name"], values["method"]["name"]) == ("resnet20", "pcl")
     assert (values["data"]["name"], values["data"]["root"]) == ("npz", "mine.npz")
-    with pytest.raises(ConfigError, match=r"method\.temperature: fixed by the checkpoint"):
-        saved.checkpoint_settings(folder, given, {"method.temperature"})
+    for typed in ("method.temperature", "variant", "recipe"):
+        with pytest.raises(ConfigError, match=f"{typed}: fixed by the checkpoint"):
+            saved.checkpoint_settings(folder, given, {typed})
+
+
+def test_a_task_needs_no_class_of_a_run_that_it_does_not_use(tmp_path: Path) -> None:
+    values = put(compose("execution.threads=2"), "optimizer._target_", "theirs.Optimizer")
+    folder = write(tmp_path, put(values, "callbacks.extra", {"x": {"_target_": "theirs.Callback"}}))
+    taken = saved.checkpoint_settings(folder, compose("task=export"), {"task"})
+    assert "theirs" not in str(taken)
+    assert taken["execution"]["threads"] == 2

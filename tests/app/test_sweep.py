@@ -114,6 +114,13 @@ def test_what_lies_in_the_folder_of_a_run_is_no_other_run(tmp_path: Path) -> Non
         sweep.load_runs(run / "teacher")
 
 
+def test_two_runs_of_one_label_and_seed_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "method=dkel", 0.9, seed=0)
+    write_run(tmp_path / "method=dkel,seed=0", 0.9, seed=0)
+    with pytest.raises(ConfigError, match=r"are both .*, seed 0: remove one"):
+        sweep.write_tables(tmp_path)
+
+
 def test_the_seed_is_what_the_run_says_and_else_its_name(tmp_path: Path) -> None:
     write_run(tmp_path / "dkel/seed_0", 0.9, seed=7)
     write_failure(tmp_path / "dkel/seed_10", ValueError("x"))

@@ -115,3 +115,8 @@ def test_values_are_taken_as_they_are(tmp_path: Path) -> None:
     assert values["data"]["root"] == settings["data.root"]
     assert values["teacher"]["decay"] == {0: 0.9, 3: 0.99}
     assert values["trainer"]["max_epochs"] == 2
+    settings = {"+optimizer.fused": True, "+callbacks.extra": {"mine": {"_target_": "my.Callback"}}}
+    values = config.resolve(train_call.compose_call("resnet8", "hf", None, None, {"data.root": "beans", **settings}))
+    assert (values["name"], values["data"]["name"]) == ("own_data", "hf")
+    assert values["optimizer"]["fused"]
+    assert values["callbacks"]["extra"]["mine"] == {"_target_": "my.Callback"}

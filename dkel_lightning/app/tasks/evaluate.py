@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -18,6 +19,7 @@ from dkel_lightning.data import ClassificationData
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError
 from dkel_lightning.runtime.processes import print_once
+from dkel_lightning.settings.backbone import reads_a_folder
 
 
 def evaluate(run: Run) -> CheckpointScores:
@@ -37,12 +39,18 @@ def evaluate(run: Run) -> CheckpointScores:
 
 def load_module(path: Path, values: Values) -> DistillationModule:
     """Rebuild the module of a checkpoint with what `values` say of its deployed network and its execution."""
-    deploy = {key: value for key, value in values["deploy"].items() if value != "auto"}
-    # The memory layout of the training, or the figures would differ in their last digits.
-    others = {"execution": values["execution"], **({"deploy": deploy} if deploy else {})}
+    backbone, teacher = values["backbone"], values["teacher"]
+    others: dict[str, Any] = {"execution": values["execution"]}  # another memory layout changes the last digits
+    if reads_a_folder(backbone["name"]):
+        others["backbone"] = backbone["name"]
+    if deploy := {key: value for key, value in values["deploy"].items() if value != "auto"}:
+        others["deploy"] = deploy
     # A teacher that the checkpoint leaves out is read again where the command names it.
-    teacher = {key: values["teacher"][key] for key in ("weights", "pretrained") if values["teacher"].get(key)}
-    others |= {"teacher": teacher} if teacher else {}
+    named = {key: teacher[key] for key in ("weights", "pretrained") if teacher.get(key)}
+    if reads_a_folder(teacher.get("backbone")):
+        named["backbone"] = teacher["backbone"]
+    if named:
+        others["teacher"] = named
     return DistillationModule.load_from_checkpoint(path, **others)
 
 

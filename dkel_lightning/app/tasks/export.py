@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,6 @@ def export_checkpoint(run: Run) -> Exported:
         tolerance=settings["tolerance"],
         source=str(path),
     )
-    if settings["to"]:
-        with contextlib.suppress(OSError):  # rmdir refuses a folder that holds anything
-            run.folder.rmdir()
     print(f"{exported.record.member} of {path}, written to {folder}: {exported.path.name}, export.json, README.md")
     return exported
 

@@ -18,7 +18,7 @@ from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.methods import get_preset
 from dkel_lightning.runtime.seeding import derive_seed
-from dkel_lightning.schedules import milestones_in_epochs
+from dkel_lightning.schedules import are_shares, milestones_in_epochs
 from dkel_lightning.settings.teacher import EARLY, TRAININGS
 
 TEACHER = "teacher"
@@ -72,6 +72,8 @@ def _teacher(values: Values) -> dict[str, Any]:
     elif length is not None:
         trainer["max_epochs"] = length
         scheduler |= {key: length for key in ("T_max",) if scheduler.get(key) == epochs}
+        if "milestones" in scheduler and epochs > 0 and not are_shares(scheduler["milestones"]):
+            scheduler["milestones"] = [round(milestone * length / epochs) for milestone in scheduler["milestones"]]
     data = {key: 0.0 if key == "unlabelled_share" else value for key, value in values["data"].items()}
     return {**stage, "data": data, "trainer": trainer, "scheduler": scheduler}
 

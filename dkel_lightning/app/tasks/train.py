@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,58 +43,39 @@ from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.runtime import memory, provenance
-from dkel_lightning.runtime.memory import PeakMemory
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
 from dkel_lightning.runtime.seeding import seed_process
+from dkel_lightning.settings.callbacks import CallbackSettings
+from dkel_lightning.settings.declarations import from_mapping
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a training run.
-
-    Attributes:
-        last: scores of the last epoch.
-        best: scores of the epoch selected in validation; None without a checkpoint.
-        images_per_second: training throughput of all processes together.
-        seconds: wall time of the fit, including time before a resume.
-        memory: peak memory of the fit.
-        deployed_parameters: parameters of the network that is deployed.
-    """
-
-    last: CheckpointScores
-    best: CheckpointScores | None
-    images_per_second: float | None
-    seconds: float
-    memory: PeakMemory
-    deployed_parameters: int
-
-    @property
-    def objective(self) -> float:
-        """Validation accuracy of the deployed network, which a search maximises."""
-        return (self.best or self.last).objective
-
-
-def train(run: Run) -> TrainResult:
+def train(run: Run) -> RunRecord:
     """Train stage by stage, and write the outputs into the run's folder."""
     stages = stages_before(run.values)
     if stages:
         run.write_config()
     weights: Path | None = None
-    for number, (name, values) in enumerate(stages.items(), 1):
-        folder = run.folder / name
-        if not broadcast_from_rank_zero(is_finished(folder)):
-            network = values["backbone"]["name"]
-            print_once(f"Stage {number} of {len(stages) + 1}: {network} by {values['method']['name']}")
-            _train(replace(run, values=values, folder=folder, resume=find_checkpoint(folder)), weights)
-        weights = broadcast_from_rank_zero(best_checkpoint(folder))
-    return _train(run, weights)
+    try:
+        for number, (name, values) in enumerate(stages.items(), 1):
+            folder = run.folder / name
+            if not broadcast_from_rank_zero(is_finished(folder)):
+                network = values["backbone"]["name"]
+                print_once(f"Stage {number} of {len(stages) + 1}: {network} by {values['method']['name']}")
+                _train(replace(run, values=values, folder=folder, resume=find_checkpoint(folder)), weights)
+            weights = broadcast_from_rank_zero(best_checkpoint(folder))
+        _train(run, weights)
+    except (KeyboardInterrupt, Interrupted):
+        print_once(f"Interrupted. Resume with: dkel resume={run.folder}")
+        raise
+    return RunRecord(run.folder)
 
 
-def _train(run: Run, weights: Path | None = None) -> TrainResult:
+def _train(run: Run, weights: Path | None = None) -> None:
     """Train one stage, from the teacher's `weights` of the previous stage where there is one."""
     # The folders of torchrun's processes may differ by the time in their names.
     run = replace(run, resume=broadcast_from_rank_zero(run.resume))
     values, step = run.values, None
+    settings = from_mapping(CallbackSettings, values["callbacks"], "callbacks")
     if run.resume is not None:
         checkpoint = load(run.resume, mmap=True)
         _check_unedited(run, checkpoint)
@@ -107,19 +88,19 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
         constants = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
         run = replace(run, values={**run.values, "data": {**run.values["data"], **constants}})
     module = build.distillation(values if weights is None else with_weights(values, weights), datamodule)
-    _check_monitor(values["callbacks"]["monitor"], module)
+    _check_monitor(settings.monitor, module)
     logger = MetricsFile(run.folder / METRICS, step)
     loggers = build_loggers(run, step)
-    every_n_epochs, every_n_steps = (values["callbacks"][f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps"))
-    last_checkpoint = LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs, every_n_steps)
+    every = (settings.checkpoint_every_n_epochs, settings.checkpoint_every_n_steps)
+    last_checkpoint = LastCheckpoint(run.checkpoints / "last.ckpt", *every)
     throughput = Throughput()
     trainer = build.trainer(
         values,
         loggers=[logger, *loggers],
         callbacks=[
             throughput,
-            *_callbacks(run, throughput),
-            *_checkpoint_callbacks(run, logger, last_checkpoint, datamodule),
+            *_callbacks(run, settings, throughput),
+            *_checkpoint_callbacks(run, settings.monitor, logger, last_checkpoint, datamodule),
         ],
         plugins=[AtomicCheckpointIO()],
     )
@@ -136,22 +117,20 @@ def _train(run: Run, weights: Path | None = None) -> TrainResult:
     # Dropout and a user's transforms draw from the global generators; a resume restores their states.
     seed_process(values["seed"], "training", trainer.global_rank)
     memory.begin(trainer.strategy.root_device)
-    try:
-        trainer.fit(module, datamodule, ckpt_path=run.resume, weights_only=True)
-    except (KeyboardInterrupt, Interrupted):
-        print_once(f"Interrupted. Resume with: dkel resume={run.folder}")
-        raise
+    trainer.fit(module, datamodule, ckpt_path=run.resume, weights_only=True)
     if broadcast_from_rank_zero(_is_behind(last_checkpoint.path, trainer)):
         # Killed after the last epoch's best.ckpt and before its last.ckpt; resumed from the former.
         last_checkpoint.save(trainer)
-    seconds, peak = throughput.seconds, memory.peak(trainer.strategy.root_device)
+    cost: dict[str, Any] = {
+        "images_per_second": throughput.images_per_second,
+        "seconds": throughput.seconds,
+        "peak_memory": asdict(memory.peak(trainer.strategy.root_device)),
+        "deployed_parameters": sum(parameter.numel() for parameter in module.deploy().parameters()),
+    }
     trainer.loggers = []  # what Lightning logs of a test does not say which checkpoint was tested
     last = scores.test(trainer, module, datamodule, trainer.current_epoch)
     best = _test_best(trainer, module, datamodule, run)
-    deployed = sum(parameter.numel() for parameter in module.deploy().parameters())
-    result = TrainResult(last, best, throughput.images_per_second, seconds, peak, deployed)
-    _report(run, result, module, datamodule, loggers)
-    return result
+    _report(run, last, best, cost, module, datamodule, loggers)
 
 
 def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -180,19 +159,16 @@ def _data_lock(root: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"dkel_{digest}.lock"
 
 
-def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
+def _callbacks(run: Run, settings: CallbackSettings, throughput: Throughput) -> list[Callback]:
     """Build the monitoring and progress callbacks."""
-    settings, data = run.values["callbacks"], run.values["data"]
-    callbacks: list[Callback] = [
-        CollapseGuard(settings["on_collapse"]),
-        DiversityMonitor(settings["diversity"]),
-    ]
+    data = run.values["data"]
+    callbacks: list[Callback] = [CollapseGuard(settings.on_collapse), DiversityMonitor(settings.diversity)]
     if data.get("label_noise", {}).get("rate", 0) > 0:
         callbacks.append(LabelNoiseFit())
-    if settings["early_stopping"] is not None:
-        monitor = settings["monitor"]
-        callbacks.append(EarlyStopping(monitor, mode=_mode(monitor), patience=settings["early_stopping"]))
-    progress = settings["progress"]
+    if settings.early_stopping is not None:
+        patience, mode = settings.early_stopping, _mode(settings.monitor)
+        callbacks.append(EarlyStopping(settings.monitor, mode=mode, patience=patience))
+    progress = settings.progress
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() or "ipykernel" in sys.modules else "lines"
     if progress == "bar":
@@ -206,10 +182,9 @@ def _callbacks(run: Run, throughput: Throughput) -> list[Callback]:
 
 
 def _checkpoint_callbacks(
-    run: Run, rows: MetricsFile, last: LastCheckpoint, data: ClassificationData
+    run: Run, monitor: str, rows: MetricsFile, last: LastCheckpoint, data: ClassificationData
 ) -> list[Callback]:
     """Build the callbacks that write checkpoints, in the order in which they must run."""
-    monitor = run.values["callbacks"]["monitor"]
     chance = "nll" not in monitor and run.values["data"]["selection"] != "paper"  # papers take the very best epoch
     best = BestCheckpoint(
         run.checkpoints,
@@ -271,13 +246,19 @@ def _heading(values: Values, module: DistillationModule, data: ClassificationDat
 
 @rank_zero_only
 def _report(
-    run: Run, result: TrainResult, module: DistillationModule, data: ClassificationData, loggers: list[Logger]
+    run: Run,
+    last: CheckpointScores,
+    best: CheckpointScores | None,
+    cost: dict[str, Any],
+    module: DistillationModule,
+    data: ClassificationData,
+    loggers: list[Logger],
 ) -> None:
     """Write summary.json, the curves and the confusion matrix, and print the closing table."""
     values = run.values
-    tests = {f"last epoch ({result.last.epoch})": result.last}
-    if result.best is not None:
-        tests[f"best epoch ({result.best.epoch})"] = result.best
+    tests = {f"last epoch ({last.epoch})": last}
+    if best is not None:
+        tests[f"best epoch ({best.epoch})"] = best
     summary: dict[str, Any] = {
         "experiment": values["name"],
         "data": values["data"]["name"],
@@ -286,17 +267,14 @@ def _report(
         "peers": values["method"]["peers"],
         "seed": values["seed"],
         "selection": values["data"]["selection"],
-        "test": {"last": asdict(result.last), "best": asdict(result.best) if result.best is not None else None},
-        "images_per_second": result.images_per_second,
-        "seconds": result.seconds,
-        "peak_memory": asdict(result.memory),
-        "deployed_parameters": result.deployed_parameters,
+        "test": {"last": asdict(last), "best": asdict(best) if best is not None else None},
+        **cost,
     }
     stages = [RunRecord(run.folder / name) for name in stage_names(values)]
     if stages:
         summary["seconds_before"] = sum(stage.seconds or 0.0 for stage in stages)
     title = f"{values['method']['name']} on {values['data']['name']}"
-    scores.print_scores(tests, f"Test accuracy, {title}", _note(values, result))
+    scores.print_scores(tests, f"Test accuracy, {title}", _note(values, last, best or last))
     for column, test in tests.items():
         if test.overflowing:
             print(f"Warning: {column}: outputs of {', '.join(test.overflowing)} overflow: lower optimizer.lr.")
@@ -304,32 +282,28 @@ def _report(
         scores.write_confusion(module.scores.tested_confusion.tolist(), data.class_names, run.folder)
     heading = f"{title}, {values['backbone']['name']}, seed {values['seed']}"
     figures.draw_curves(RunRecord(run.folder).curves, run.folder / "figures" / "curves.png", heading)
+    final = {f"final/{name}/acc": test.deployed_accuracy for name, test in {"last": last, "best": best}.items() if test}
     for logger in loggers:
-        logger.log_metrics(_final_metrics(tests.values()), module.trainer.global_step)
+        logger.log_metrics(final, module.trainer.global_step)
         logger.finalize("success")
     run.write_json(SUMMARY, summary)  # last, since it marks the run as finished
-    speed = f", {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
-    print(f"{result.seconds:.0f} s{speed}. Outputs in {run.folder}")
+    speed = f", {cost['images_per_second']:,.0f} training images/s" if cost["images_per_second"] else ""
+    print(f"{cost['seconds']:.0f} s{speed}. Outputs in {run.folder}")
 
 
-def _final_metrics(tests: Iterable[CheckpointScores]) -> dict[str, float]:
-    names = ("last", "best")
-    return {f"final/{name}/acc": test.deployed_accuracy for name, test in zip(names, tests, strict=False)}
-
-
-def _note(values: Values, result: TrainResult) -> str:
+def _note(values: Values, last: CheckpointScores, selected: CheckpointScores) -> str:
     """Explain how the deployed network was selected."""
-    images = f"{result.last.images} test images."
-    if not result.last.validated:
+    images = f"{last.images} test images."
+    if not last.validated:
         return f"* deployed. Without validation, no epoch or peer was selected. {images}"
     where = "the test set itself" if values["data"].get("selection") == "paper" else "validation images"
-    what = "Epoch and network were" if result.last.was_chosen else "The epoch was"
-    test = result.best or result.last
+    what = "Epoch and network were" if last.was_chosen else "The epoch was"
     note = f"* deployed. {what} selected on {where}. {images}"
-    if test.passed_over is None or test.validation_accuracy is None:
+    if selected.passed_over is None or selected.validation_accuracy is None:
         return note
-    other = test.passed_over
+    other = selected.passed_over
     return (
-        f"{note}\n{scores.describe(test.deployed).capitalize()} had {test.validation_accuracy:.1%} in validation, and "
-        f"{scores.describe(other['network'])}, the default of the method, {other['validation_accuracy']:.1%}."
+        f"{note}\n{scores.describe(selected.deployed).capitalize()} had {selected.validation_accuracy:.1%} in "
+        f"validation, and {scores.describe(other['network'])}, the default of the method, "
+        f"{other['validation_accuracy']:.1%}."
     )

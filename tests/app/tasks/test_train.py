@@ -18,9 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from dkel_lightning.app.callbacks import BestCheckpoint, LastCheckpoint
+from dkel_lightning.app.records import RunRecord
 from dkel_lightning.app.run import Run, find_checkpoint, load_config, resume_path
 from dkel_lightning.app.tasks.evaluate import evaluate
-from dkel_lightning.app.tasks.train import TrainResult, train
+from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
@@ -35,13 +36,13 @@ class Spoil(Callback):
 
 
 @pytest.fixture(scope="module")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainResult]:
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
     run = tiny_run(tmp_path_factory.mktemp("once") / "run")
     return run, train(run)
 
 
 @pytest.fixture
-def finished(trained_once: tuple[Run, TrainResult], tmp_path: Path) -> Run:
+def finished(trained_once: tuple[Run, RunRecord], tmp_path: Path) -> Run:
     """Give a finished run in a folder of its own, to be gone on with or damaged."""
     run, _ = trained_once
     return replace(run, folder=shutil.copytree(run.folder, tmp_path / "finished"))
@@ -84,7 +85,7 @@ def test_a_run_writes_what_it_promises(method: str, tmp_path: Path) -> None:
 
 
 def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
-    trained_once: tuple[Run, TrainResult], tmp_path: Path
+    trained_once: tuple[Run, RunRecord], tmp_path: Path
 ) -> None:
     run, trained = trained_once
     path = run.checkpoints / "best.ckpt"
@@ -101,7 +102,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
-    trained_once: tuple[Run, TrainResult], tmp_path: Path
+    trained_once: tuple[Run, RunRecord], tmp_path: Path
 ) -> None:
     for name, seed in (("b", 0), ("c", 2)):
         train(tiny_run(tmp_path / name, f"seed={seed}"))
@@ -238,6 +239,8 @@ def test_resume_last_is_the_newest_run_and_a_torn_checkpoint_is_named_with_the_o
     older = shutil.copytree(finished.folder, outputs / "older")
     for path in older.rglob("*"):
         os.utime(path, (1_000_000, 1_000_000))
+    study = shutil.copytree(older, outputs / "geometry")
+    (study / "config.yaml").write_text("task: {name: geometry}\n")
     assert resume_path("last", str(outputs)) == finished.folder
     assert find_checkpoint(finished.folder) == last
     last.write_bytes(last.read_bytes()[:1000])
