@@ -17,15 +17,6 @@ GLOO_EXIT = 0.2
 """Seconds; the threads need milliseconds."""
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether `flag` is set on any process; all processes must call this. Synchronises with the device."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return bool(flags)
-
-
 def broadcast_from_rank_zero(value: T) -> T:
     """Return the value of the first process; all processes must call this."""
     if world_size() == 1:

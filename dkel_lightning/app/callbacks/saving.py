@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from dkel_lightning.app.loggers import MetricsFile
 from dkel_lightning.checkpoints.file_format import is_whole
 from dkel_lightning.errors import Interrupted
-from dkel_lightning.runtime.processes import any_process, print_once
+from dkel_lightning.runtime.processes import print_once
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -201,12 +201,12 @@ class SaveOnSignal(Callback):
         if waits or not self.last.between_steps(trainer):
             return
         self._batches = 0
-        if any_process(self.received is not None, pl_module.device):
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.last.save(trainer)
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last.requested = any_process(self.received is not None, pl_module.device)
+        self.last.requested = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.last.requested:
