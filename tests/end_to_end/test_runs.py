@@ -119,3 +119,21 @@ def test_a_saved_configuration_that_names_something_foreign_to_run_is_refused(tr
     assert done.returncode == 2
     assert "names os.system (optimizer._target_), which is not trusted" in done.stderr
     assert file_format.load(trained / "checkpoints" / "last.ckpt")["epoch"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "DKEL_REAL_DATA" not in os.environ, reason="set DKEL_REAL_DATA to a folder that contains tiny-imagenet-200/"
+)
+def test_tinyimagenet_is_read_from_its_own_files_and_its_loss_falls(tmp_path: Path) -> None:
+    small = ["data.limit=320", "data.batch_size=32", "data.eval_batch_size=64", "trainer.limit_val_batches=1"]
+    done = dkel(
+        *("experiment=tinyimagenet", f"data.root={os.environ['DKEL_REAL_DATA']}", f"data.cache_dir={tmp_path}"),
+        *(*small, "backbone=resnet8", "trainer=cpu", "trainer.max_epochs=2", "trainer.limit_test_batches=1"),
+        *("optimizer.lr=0.05", "callbacks.progress=lines"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "200 classes" in done.stdout
+    first, second = column(only_run(tmp_path, "tinyimagenet"), "train/loss")
+    assert second < first < 1000
