@@ -138,7 +138,7 @@ def test_statistics_of_frozen_layers_are_left_alone() -> None:
     module = build(start=0.5, statistics_batches=3)
     module.scale_rate(0.0)
     for layer in batch_norms(module.student.network):
-        layer.running_mean.fill_(0.5)  # type: ignore[union-attr]
+        layer.running_mean.fill_(0.5)
     drawn = {name: value.clone() for name, value in module.student.network.named_buffers()}
     fitted(module)
     assert same(dict(module.student.network.named_buffers()), drawn)
