@@ -52,7 +52,7 @@ from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker
 from dkel_lightning.modules.teacher import TeacherModule
 from dkel_lightning.networks import PeerOutputs
-from dkel_lightning.runtime.processes import outlast_threads
+from dkel_lightning.runtime.processes import outlast_threads, process_rank
 from dkel_lightning.runtime.seeding import generator
 from dkel_lightning.schedules import Clock
 from dkel_lightning.settings.deploy import Deploy
@@ -137,6 +137,7 @@ class DistillationModule(LightningModule):
         deployment.check_deployment(self, self.deployment)
         self.observers: list[Observer] = []
         self._restored = checkpoint_state.Restored()
+        self._epoch = 0
 
     build = classmethod(building.build)
     load_from_checkpoint = classmethod(building.load_from_checkpoint)  # type: ignore[assignment]
@@ -148,8 +149,7 @@ class DistillationModule(LightningModule):
         if batch_idx == 0:
             parts.check_is_trained_itself(self)
         batch = self._checked(batch, batch_idx, known_labels=self.method.wants_classes)
-        rank, epoch = (0, 0) if self._trainer is None else (self.global_rank, self.trainer.current_epoch)
-        batch = self.make_batch(batch, epoch, batch_idx, rank)
+        batch = self.make_batch(batch, self._epoch, batch_idx, process_rank())
         begin_step(self.execution)
         inputs = self.forward_all(batch)
         terms, loss = self.losses(inputs)
@@ -247,8 +247,11 @@ class DistillationModule(LightningModule):
     def scale_rate(self, scale: float) -> None:
         """Train all but the classifiers at `scale` times the learning rate; 0 freezes them, statistics included.
 
-        The same layers are frozen in an EMA teacher. A teacher that learns has the full rate.
+        The same layers are frozen in an EMA teacher. A teacher that learns has the full rate. A student that the method
+        freezes stays frozen.
         """
+        if self.method.needs.fixed_student:
+            return
         for part in self._parts:
             if part is self.student or not (part.learns or self.method.needs.foreign_teacher):
                 part.lr_scale = scale
@@ -295,10 +298,11 @@ class DistillationModule(LightningModule):
             self.teacher.follow(self.student.network)
 
     def set_time(self, clock: Clock) -> None:
-        """Set all scheduled weights to their values at `clock`.
+        """Set all scheduled weights to their values at `clock`; its epoch is part of the key that draws the views.
 
         In your own training loop, call it before each batch. Methods with `Needs.batches` need a Trainer.
         """
+        self._epoch = clock.epoch
         self.method.set_time(clock)
         if self.teacher is not None and self.teacher.settings.update == "ema":
             self.teacher.set_rate(self.teacher.settings.rate(clock))
@@ -343,6 +347,10 @@ class DistillationModule(LightningModule):
     def on_train_start(self) -> None:
         checkpoint_state.restore_process(self, self._restored)  # some strategies restore the checkpoint only now
         checkpoint_state.check_training_classes(self, self._restored)
+
+    def on_train_end(self) -> None:
+        """Average BatchNorm statistics over the processes; callbacks have written their checkpoints before."""
+        checkpoint_state.synchronise_statistics(self)
 
     def teardown(self, stage: str) -> None:
         for part in self._parts:

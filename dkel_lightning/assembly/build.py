@@ -84,7 +84,7 @@ def build(  # noqa: D417
         weights: file of the initial weights of each peer, and of a teacher that is drawn independently: a checkpoint of
             this library or a state_dict. The classifiers are drawn if the file's has another number of classes.
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; 0 freezes them, statistics
-            included.
+            included. Schedulers that replace the rates of all groups, such as OneCycleLR, undo it.
         teacher: settings that change those of the method, or a preset's name or TeacherSettings instead; `none` for
             no teacher.
         in_channels: channels of the images.
@@ -179,6 +179,7 @@ def build(  # noqa: D417
         "views": arrangement.views,
         "interval": interval,
         "lr_scale": lr_scale,
+        "batch_keys": module.batch_keys,
     }
     # Under one name, because Lightning refuses a data module that saves another `seed` or `image_size`.
     module.save_hyperparameters({"distillation": module.recipe})

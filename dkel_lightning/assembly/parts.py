@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import WeightAveraging
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dkel_lightning.assembly.draw import NetworkDraw
 from dkel_lightning.assembly.weights import load_teacher
 from dkel_lightning.errors import ConfigError, DataError
-from dkel_lightning.methods import Method, Needs, Preset, create, get_preset
+from dkel_lightning.methods import METHODS, Method, Needs, Preset, create, get_preset
 from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.student import StudentModule
@@ -40,10 +40,13 @@ SHARES: dict[str, dict[str, float | None]] = {
 
 
 def find_preset(method: str | Mapping[str, Any] | Method) -> tuple[Preset, dict[str, Any]]:
-    """Return the preset of a method, and the settings that are laid over it."""
+    """Return the preset of a method and the settings that are laid over it; of an instance, that of its class."""
     if isinstance(method, Method):
-        arrangement = Arrangement(type(method).__name__, method.peers)
-        return Preset(type(method), "", {}, "independent", arrangement, "all"), {}
+        kind, teacher = type(method), "independent" if method.needs.teacher else "none"
+        preset = Preset(kind, "", {}, teacher, Arrangement(kind.__name__), "all")
+        # Without settings: `dkel`, not `dkel_released`.
+        preset = next((one for one in METHODS.values() if one.method is kind and not one.settings), preset)
+        return replace(preset, arrangement=replace(preset.arrangement, peers=method.peers)), {}
     settings: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     return get_preset(settings.pop("name", "")), settings
 

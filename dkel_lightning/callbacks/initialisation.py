@@ -43,8 +43,9 @@ class TeacherInitialisation(Callback):
             return
         # Weights may have been loaded into the student since the teacher was built.
         teacher.start_from(module.student.network)
-        group = trainer.optimizers[0].param_groups[0]
-        rate = float(group.get("initial_lr", group["lr"])) * teacher.settings.init_lr_scale
+        # The largest, because `lr_scale` lowers the rate of some groups.
+        initial = max(float(group.get("initial_lr", group["lr"])) for group in trainer.optimizers[0].param_groups)
+        rate = initial * teacher.settings.init_lr_scale
         with isolated_rng(pl_module, trainer.global_rank), forward_context(trainer):
             steps = teacher.settings.batches_of_initialisation(trainer.num_training_batches)
             teacher.initialise(extra_batches(trainer, module, steps), rate)

@@ -21,7 +21,7 @@ from dkel_lightning.runtime.mappings import leaves
 KEY = "dkel_lightning"
 """Entry of a checkpoint that this library adds."""
 FORMAT = 3
-_MAY_DIFFER = ("deploy", "image_size", "seed")
+_MAY_DIFFER = ("batch_keys", "deploy", "image_size", "seed")
 """Settings of a recipe that affect neither the networks nor the loss."""
 
 

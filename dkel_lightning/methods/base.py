@@ -181,7 +181,7 @@ class Method(nn.Module, ABC):
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms, in the order in which they are logged; may be a class attribute.
 
-        The setting `labels` weighs those whose names begin with `ce`.
+        The setting `labels` weighs `ce` and those whose names begin with `ce_`.
         """
 
     @abstractmethod
@@ -197,7 +197,8 @@ class Method(nn.Module, ABC):
                 f"{', '.join(terms)}: make them agree."
             )
         if self.settings.labels != 1:
-            terms = terms | {name: self.labels_weight * terms[name] for name in terms if name.startswith("ce")}
+            of_labels = [name for name in terms if name == "ce" or name.startswith("ce_")]
+            terms = terms | {name: self.labels_weight * terms[name] for name in of_labels}
         return terms
 
     def current_weights(self) -> dict[str, Tensor]:

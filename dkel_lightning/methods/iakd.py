@@ -137,7 +137,7 @@ class IAKD(Method):
     def on_epoch_end(self, student: StudentModule, teacher: TeacherModule | None, clock: Clock, draw: Draw) -> None:
         if self.settings.statistics_batches == 0 or self.chance_at(clock.epoch, clock) >= 1:
             return
-        layers = batch_norms(student.network)
+        layers = [layer for layer in batch_norms(student.network) if layer.training]  # not those that are frozen
         coins, self._coins.own = self._coins.own, None
         for layer in layers:
             layer.reset_running_stats()

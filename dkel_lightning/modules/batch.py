@@ -17,7 +17,7 @@ from dkel_lightning.schedules import one_of
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Called once per view: uint8 or float images [B, C, H, W] and the generator to draw from -> one view of them."""
 
-IMAGE_KEYS = ("views", "images", "image", "pixel_values", "img", "x", "inputs", "input")
+IMAGE_KEYS = ("images", "views", "image", "pixel_values", "img", "x", "inputs", "input")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 INDEX_KEYS = ("indices", "index", "idx")
 
@@ -61,13 +61,12 @@ def unpack(batch: Any) -> Batch:
 
 
 def rename_entries(batch: Any, keys: Mapping[str, str]) -> Any:
-    """Rename the entries of a batch that is a mapping; any other batch is returned unchanged."""
+    """Rename the entries of a batch that is a mapping, and keep all others; other batches are returned unchanged."""
     if not keys or not isinstance(batch, Mapping):
         return batch
-    images = keys.get("images")
-    if images not in batch:
+    if (images := keys.get("images")) is not None and images not in batch:
         raise DataError(f"No {images!r} in a batch with keys {', '.join(map(str, batch))}: set batch_keys.images.")
-    return {key: batch[name] for key, name in keys.items() if name in batch}
+    return {**batch, **{key: batch[name] for key, name in keys.items() if name in batch}}
 
 
 def unpack_checked(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from torchmetrics import Metric
 from dkel_lightning.checkpoints import file_format
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.modules.peers import running_statistics
-from dkel_lightning.runtime.processes import average_over_processes, world_size
+from dkel_lightning.runtime.processes import average_over_processes, process_rank, world_size
 from dkel_lightning.runtime.seeding import random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -106,12 +105,12 @@ def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
     return any(name.startswith(TEACHER) for name in state_dict)
 
 
-def restore_process(module: LightningModule, restored: Restored) -> None:
+def restore_process(module: DistillationModule, restored: Restored) -> None:
     """Restore the tensors and generators of this process, once, if the number of processes is the same."""
     processes, restored.processes = restored.processes, ()
     if len(processes) != world_size():
         return
-    state = processes[torch.distributed.get_rank() if world_size() > 1 else 0]
+    state = processes[process_rank()]
     targets = tensors_of_process(module)
     with torch.no_grad():
         for name, value in state["tensors"].items():
@@ -173,7 +172,7 @@ def _name(part: Any) -> str:
     return str(getattr(part, "__qualname__", type(part).__qualname__))
 
 
-def gather(module: LightningModule) -> list[ProcessState]:
+def gather(module: DistillationModule) -> list[ProcessState]:
     """Collect the state of every process; all of them must call this."""
     state: ProcessState = {"random": random_state(module.device), "tensors": {}}
     if world_size() == 1:
@@ -184,9 +183,12 @@ def gather(module: LightningModule) -> list[ProcessState]:
     return gathered
 
 
-def tensors_of_process(module: nn.Module) -> dict[str, Tensor]:
-    """Return BatchNorm's running statistics and the persistent sums of metrics, by their names in the state dict."""
-    tensors: dict[str, Tensor] = {}
+def tensors_of_process(module: DistillationModule) -> dict[str, Tensor]:
+    """Return what differs between processes, by the names in the state dict.
+
+    BatchNorm's running statistics, the persistent sums of metrics, and the method's `process_buffers`.
+    """
+    tensors = {f"method.{name}": module.method.get_buffer(name) for name in module.method.process_buffers}
     for prefix, part in module.named_modules():
         if isinstance(part, _NormBase):
             tensors |= {f"{prefix}.{name}": value for name, value in part.named_buffers(recurse=False)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -83,17 +83,26 @@ class WarmupCosine(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: float | None = None, warmup: float = 0, end: float = 0.0) -> None:
-        if not 0 <= warmup < max(T_max or 1, 1):
-            raise ConfigError(f"scheduler.warmup={warmup} must be less than scheduler.T_max={T_max}.")
         self.of_run, self.T_max, self.warmup, self.end = T_max is None, T_max, warmup, end
+        self._check_warmup()
         super().__init__(optimizer, self.factor)
 
     def set_run_length(self, steps: int) -> None:
         """Set T_max where it is that of the run, and the present rates with it."""
         if self.of_run:
             self.T_max = steps
-            for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            self._check_warmup()
+            for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
                 group["lr"] = rate * self.factor(self.last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of each group; groups that a callback has added to the optimizer keep theirs."""
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [*super().get_lr(), *(group["lr"] for group in added)]
+
+    def _check_warmup(self) -> None:
+        if self.warmup < 0 or (self.T_max is not None and self.warmup >= max(self.T_max, 1)):
+            raise ConfigError(f"scheduler.warmup={self.warmup} must be less than scheduler.T_max={self.T_max}.")
 
     def factor(self, time: int) -> float:
         if self.T_max is None:

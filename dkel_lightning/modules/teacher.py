@@ -74,7 +74,8 @@ class TeacherModule(PeersModule):
         """
         learning = self.learns and torch.is_grad_enabled()
         # `follow` sets running statistics that come from the student.
-        layers = batch_norms(self.network) if self.training and self.settings.batchnorm != "own" else []
+        follows = self.settings.batchnorm != "own" and not self.learns
+        layers = batch_norms(self.network) if self.training and follows else []
         with torch.set_grad_enabled(learning), momentum(layers, 0.0), _autocast(views):
             output = self.pass_through(views)
         if views.dtype in HALF_TYPES:

@@ -7,17 +7,21 @@ from typing import Any
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
+    """Flatten nested mappings to dotted keys; a schedule, with numbers as keys, is one value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        flat |= leaves(value, f"{prefix}{key}.") if _is_node(value) and value else {f"{prefix}{key}": value}
     return flat
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mapping `over` into `base`."""
+    """Merge nested mapping `over` into `base`; a schedule, with numbers as keys, is replaced as a whole."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        both = _is_node(value) and _is_node(merged.get(key))
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)

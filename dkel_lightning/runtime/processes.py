@@ -49,6 +49,11 @@ def world_size() -> int:
     return int(torch.distributed.get_world_size())
 
 
+def process_rank() -> int:
+    """Return the rank of this process, 0 without a process group."""
+    return int(torch.distributed.get_rank()) if world_size() > 1 else 0
+
+
 def outlast_threads() -> None:
     """Wait a moment at the exit of a process with a gloo group.
 

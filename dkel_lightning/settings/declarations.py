@@ -245,8 +245,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
         if key not in hints:
             raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in hints]))
         name, hint = hints[key]
-        nested = isinstance(hint, type) and is_dataclass(hint)
-        arguments[name] = from_mapping(hint, value, f"{where}.{key}") if nested else value
+        if isinstance(hint, type) and is_dataclass(hint):
+            value = from_mapping(hint, value, f"{where}.{key}")
+        arguments[name] = tuple(value) if isinstance(value, list) else value  # lists of YAML
     return cls(**arguments)
 
 

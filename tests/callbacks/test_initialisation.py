@@ -80,16 +80,18 @@ def test_initialisation_for_epochs_takes_as_many_batches_as_training_does() -> N
     assert same(*teachers)
 
 
-def test_the_rate_is_a_share_of_the_base_rate_also_under_a_warm_up() -> None:
+def test_the_rate_is_a_share_of_the_base_rate_also_under_a_warm_up_and_a_scaled_rate() -> None:
     still = build(teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0})
     warm = build(
         teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0},
         scheduler=partial(torch.optim.lr_scheduler.ConstantLR, factor=0.1, total_iters=5),
     )
-    recorders = Recorder(), Recorder()
-    for module, recorder in zip((still, warm), recorders, strict=True):
+    scaled = build(teacher={"init_steps": 1, "init_lr_scale": 1.0, "init_weight_decay": 0.0}, lr_scale=0.1)
+    recorders = [Recorder(), Recorder(), Recorder()]
+    for module, recorder in zip((still, warm, scaled), recorders, strict=True):
         trainer(recorder, limit_train_batches=1).fit(module, KnownLoader(Toy(), batch_size=8))
     assert same(recorders[0].teachers[0], recorders[1].teachers[0])
+    assert same(recorders[0].teachers[0], recorders[2].teachers[0])
 
 
 class RandomTransforms(Toy):

@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
+from dkel_lightning import distillation
 from dkel_lightning.callbacks.schedules import clock
 from dkel_lightning.schedules import Clock
-from tests.modules.toy import Stream, build, train_loader, trainer
+from tests.modules.toy import Stream, build, images_and_labels, jitter, train_loader, trainer
 
 
 class Watch(Callback):
@@ -51,6 +52,17 @@ def test_a_loop_of_ones_own_is_given_the_weights_that_a_trainer_sets() -> None:
         module.set_time(now)
         assert (module.method.rampup_weight.item(), module.method.ensemble_weight.item()) == weights
     assert module.teacher.rate == trained.teacher.rate
+
+
+def test_in_a_custom_loop_views_differ_between_epochs_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = build("baseline", teacher="none", augmentation=jitter)
+    losses = []
+    for epoch, rank in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        monkeypatch.setattr(distillation, "process_rank", lambda rank=rank: rank)
+        module.set_time(Clock(epoch))
+        losses.append(module.training_step(images_and_labels(6), 0).item())
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 3
 
 
 def test_weights_given_as_a_share_change_with_every_step() -> None:

@@ -20,6 +20,7 @@ from dkel_lightning.errors import ConfigError
 from tests.compose import compose, tiny_run
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, total
+from tests.modules import toy
 from tests.modules.toy import Interrupt, parameters_of, same, train_loader, trainer
 
 THREE_STAGES = ("method=dih", "backbone=resnet8", "teacher.backbone=resnet8", "teacher.training_epochs=1")
@@ -90,6 +91,12 @@ def fitted_heads(path: Path, **settings: Any) -> Any:
     assert [group["name"] for group in fit.optimizers[0].param_groups] == ["method"]
     fit.save_checkpoint(path)
     return module
+
+
+def test_a_fixed_student_stays_frozen_whatever_its_rate() -> None:
+    module = toy.build("heads", 1, lr_scale=0.0)
+    assert not any(parameter.requires_grad for parameter in module.student.network.parameters())
+    assert not any(part.training for part in module.train().student.network.modules())
 
 
 def test_heads_are_fitted_on_a_frozen_network_and_teach_unchanged(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dkel_lightning.callbacks import MethodBatches
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import cross_entropy
 from dkel_lightning.methods import iakd
+from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.networks.watching import find, release_
 from dkel_lightning.schedules import Clock, swap_rate
 from tests.methods import family
@@ -131,6 +132,16 @@ def test_statistics_are_estimated_anew_and_training_does_not_notice() -> None:
     torch.testing.assert_close(stem[1].running_mean, stem[0](images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)  # type: ignore[index]
     untouched = build().teacher
     assert same(dict(modules[0].teacher.network.state_dict()), dict(untouched.network.state_dict()))
+
+
+def test_statistics_of_frozen_layers_are_left_alone() -> None:
+    module = build(start=0.5, statistics_batches=3)
+    module.scale_rate(0.0)
+    for layer in batch_norms(module.student.network):
+        layer.running_mean.fill_(0.5)
+    drawn = {name: value.clone() for name, value in module.student.network.named_buffers()}
+    fitted(module)
+    assert same(dict(module.student.network.named_buffers()), drawn)
 
 
 @pytest.mark.parametrize("ends", [{"max_steps": 2}, {"val_check_interval": 2}])

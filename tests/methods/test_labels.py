@@ -13,7 +13,11 @@ from torch import Tensor
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.app.tasks.train import train
+from dkel_lightning.data import Batch
 from dkel_lightning.errors import ConfigError
+from dkel_lightning.methods import MethodSettings
+from dkel_lightning.methods.baseline import Baseline
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import Clock
 from tests.compose import compose, resumed, tiny_run
 from tests.modules.test_targets import EVERY, settings_of
@@ -56,6 +60,18 @@ def test_a_teacher_that_learns_keeps_its_labels(name: str) -> None:
     kept, default = (gradients(name, labels, "teacher") for labels in (0, 1))
     assert all(torch.equal(*pair) for pair in zip(kept, default, strict=True))
     assert any(gradient.any() for gradient in kept)
+
+
+def test_a_term_of_another_name_is_not_weighted() -> None:
+    class Centred(Baseline):
+        terms = ("ce", "ce_again", "center")
+
+        def loss_terms(self, inputs: MethodInputs) -> dict[str, Tensor]:
+            return dict.fromkeys(self.terms, torch.ones(()))
+
+    module = build(Centred(2, MethodSettings(labels=0.5)), teacher="none")
+    terms = module.method.weighted_terms(module.forward_all(Batch(*images_and_labels(6), None)))
+    assert {name: term.item() for name, term in terms.items()} == {"ce": 0.5, "ce_again": 0.5, "center": 1.0}
 
 
 def test_the_default_adds_nothing_to_a_checkpoint_and_a_weight_of_its_own_is_in_it() -> None:

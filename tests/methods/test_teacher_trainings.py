@@ -18,6 +18,7 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import Batch, WithIndices
 from dkel_lightning.errors import ConfigError, DataError
 from dkel_lightning.methods.soteacher import SoTeacher, lipschitz, released_count
+from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.networks import create
 from dkel_lightning.schedules import Clock, consistency_ramp
 from tests.compose import compose, tiny_run
@@ -220,6 +221,14 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit_and_the_memory_is_re
     trainer(max_epochs=3).fit(rest, indexed_loader(), ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(rest.method.memory, whole.method.memory)
     assert same(parameters_of(rest.student.network), parameters_of(whole.student.network))
+
+
+def test_the_memory_of_every_process_is_in_a_checkpoint() -> None:
+    module = toy.build({"name": "soteacher", "samples": SAMPLES}, 1)
+    module.method.get_buffer("memory").fill_(2.0)
+    kept = checkpoint_state.tensors_of_process(module)
+    assert torch.equal(kept["method.memory"], torch.full((SAMPLES, CLASSES), 2.0))
+    assert kept.keys() <= module.state_dict().keys()
 
 
 def test_batches_must_tell_their_samples_and_how_many_there_are() -> None:

@@ -25,9 +25,14 @@ from dkel_lightning import (
     methods,
 )
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
+from dkel_lightning.methods import Method
 from dkel_lightning.methods.baseline import Baseline
+from dkel_lightning.methods.dkel import DKEL
+from dkel_lightning.methods.dml import DML
+from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.modules.batch import unpack
 from dkel_lightning.modules.deployment import usual_member
+from dkel_lightning.modules.peers import running_statistics
 from tests.modules.toy import (
     CLASSES,
     SGD,
@@ -143,6 +148,26 @@ def test_a_mapping_may_call_its_images_and_labels_what_it_likes() -> None:
     assert same(*ended)
     with pytest.raises(DataError, match=r"No 'photo' in a batch with keys species: set batch_keys\.images"):
         module.read({"species": 0})
+
+
+def test_only_unusual_names_of_a_mapping_are_given_and_a_checkpoint_keeps_them(tmp_path: Path) -> None:
+    def loader(names: tuple[str, str]) -> DataLoader[Any]:
+        def collate(samples: Any) -> dict[str, Any]:
+            images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
+            return {"index": labels + 7, names[0]: images, names[1]: labels}
+
+        return DataLoader(Toy(), batch_size=8, collate_fn=collate)
+
+    module = build(batch_keys={"labels": "species"})
+    (first, *_) = named = loader(("image", "species"))
+    assert torch.equal(unpack(module.read(first)).indices, first["index"])  # type: ignore[arg-type]
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(module, named)
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    trainer().validate(loaded, named, verbose=False)
+    # Another data set's names are no other training.
+    resumed = build(batch_keys={"images": "photo"})
+    trainer().fit(resumed, loader(("photo", "label")), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert same(parameters_of(resumed), parameters_of(module))
 
 
 @pytest.mark.parametrize(
@@ -456,6 +481,21 @@ def test_resuming_from_another_configuration_is_refused_with_the_differences(
     with pytest.raises(CheckpointError, match=text):
         trainer(max_epochs=2).fit(module, train_loader(), ckpt_path=tmp_path / "last.ckpt")
     assert same(parameters_of(module), before)
+
+
+@pytest.mark.parametrize("method", [DKEL, DML, Baseline])
+def test_an_instance_of_a_method_has_the_defaults_of_its_name(method: type[Method]) -> None:
+    name = method.__name__.lower()
+    instance, named = (build(given).recipe or {} for given in (method(2), name))
+    assert instance == named | {"method": None}
+
+
+def test_statistics_are_averaged_after_a_training_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged: list[int] = []
+    monkeypatch.setattr(checkpoint_state, "average_over_processes", lambda tensors: averaged.append(len(tensors)))
+    module = build()
+    trainer(limit_val_batches=0, limit_train_batches=1).fit(module, train_loader())
+    assert averaged == [len(running_statistics(module))]
 
 
 def test_a_method_given_as_in_conf_brings_the_arrangement_of_its_peers() -> None:

@@ -58,17 +58,22 @@ class Rows(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "split_at", "trunk"),
+    ("backbone", "split_at", "trunk", "optimizer"),
     [
-        (Net(), "body", {"stem.weight", "stem.bias"}),
-        (Rows(), "net.body", {"scale", "net.stem.weight", "net.stem.bias"}),
+        (Net(), "body", {"stem.weight", "stem.bias"}, None),  # AdamW and WarmupCosine
+        (
+            Rows(),
+            "net.body",
+            {"scale", "net.stem.weight", "net.stem.bias"},
+            partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        ),
     ],
 )
 def test_the_trunk_stands_still_until_it_is_unfrozen_and_a_resume_goes_on_so(
-    backbone: nn.Module, split_at: str, trunk: set[str], tmp_path: Path
+    backbone: nn.Module, split_at: str, trunk: set[str], optimizer: Any, tmp_path: Path
 ) -> None:
     def fine_tuned(name: str, epochs: int, path: Path | None = None) -> DistillationModule:
-        module = build(backbone, split_at, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+        module = build(backbone, split_at, optimizer=optimizer)
         tuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_ratio_lr=0.5)
         saved = ModelCheckpoint(tmp_path / name, "{epoch}", save_top_k=-1)
         trainer(tmp_path, tuning, saved, max_epochs=epochs).fit(module, loader(), ckpt_path=path, weights_only=True)

@@ -50,6 +50,10 @@ def test_the_rate_rises_linearly_and_falls_by_a_cosine(warmup: float, length: fl
         schedule.step()
     with pytest.raises(ConfigError, match=r"scheduler.warmup=20 must be less than scheduler.T_max=20"):
         WarmupCosine(optimizer, T_max=20, warmup=20)
+    of_run = WarmupCosine(optimizer, warmup=500)
+    of_run.set_run_length(501)
+    with pytest.raises(ConfigError, match=r"scheduler.warmup=500 must be less than scheduler.T_max=500"):
+        of_run.set_run_length(500)
 
 
 def test_without_a_length_the_cosine_ends_with_the_run() -> None:

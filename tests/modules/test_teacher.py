@@ -116,6 +116,17 @@ def test_running_statistics_follow_their_rule_alone_although_the_teacher_runs_in
     assert {layer.momentum for layer in batch_norms(teacher.network)} == {0.1}
 
 
+def test_a_teacher_that_learns_keeps_the_statistics_of_its_own_batches() -> None:
+    module = build("baseline", teacher={"update": "gradient", "init_steps": 0})
+    assert module.teacher.settings.batchnorm == "ema"  # of baseline's preset
+    alone = TeacherModule(peers_network(seed=4), module.teacher.settings)
+    for fitted, network in ((module, module.teacher.network), (alone, alone.network)):
+        drawn = statistics_of(network)
+        trainer().fit(fitted, train_loader())
+        moved = statistics_of(network)
+        assert not any(torch.equal(moved[name], drawn[name]) for name in drawn if "running" in name)
+
+
 def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
     module = build(peers=3)
     student = parameters_of(module.student.network)

@@ -13,7 +13,7 @@ from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import METHODS, Method, Needs, create, get_preset, register
 from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.modules.outputs import MethodInputs
-from dkel_lightning.runtime.mappings import merge
+from dkel_lightning.runtime.mappings import leaves, merge
 from dkel_lightning.settings.declarations import (
     Follows,
     Setting,
@@ -30,6 +30,7 @@ from dkel_lightning.settings.declarations import (
     whole,
 )
 from dkel_lightning.settings.rampup import RampUp
+from dkel_lightning.settings.targets import Targets
 from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 
@@ -119,6 +120,12 @@ def test_mappings_are_merged_to_the_bottom() -> None:
         "a": {"b": 9, "c": 2},
         "d": {"e": 4},
     }
+
+
+def test_a_schedule_is_one_value_and_a_list_a_tuple() -> None:
+    assert merge({"decay": {0: 0.9, 5: 0.99}}, {"decay": {0: 0.5}}) == {"decay": {0: 0.5}}
+    assert leaves({"teacher": {"decay": {0: 0.9, 5: 0.99}}}) == {"teacher.decay": {0: 0.9, 5: 0.99}}
+    assert from_mapping(Targets, {"class_weights": [1, 2]}, "targets").class_weights == (1, 2)
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"none"}))
