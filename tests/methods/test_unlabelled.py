@@ -92,11 +92,6 @@ def test_consistent_pairs_channels_by_the_classes_that_are_known() -> None:
     assert bool(module.method.fitted)
 
 
-def test_no_other_negative_label_is_taken() -> None:
-    with pytest.raises(DataError, match="Label -2 lies outside"):
-        build().training_step((IMAGES, LABELS - 2), 0)
-
-
 @pytest.mark.parametrize("name", ["kd", "kdpm", "online_checkpoints"])
 def test_labels_are_not_read_where_their_weight_is_0(name: str) -> None:
     settings = settings_of(name)

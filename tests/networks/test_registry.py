@@ -12,7 +12,7 @@ from torch import nn
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.networks import Backbone, Branch, BranchedNetwork, IndependentPeers, create, register_backbone
+from dkel_lightning.networks import Backbone, Branch, BranchedNetwork, create, register_backbone
 from dkel_lightning.networks.registry import BACKBONES
 from dkel_lightning.runtime.seeding import seeded
 
@@ -138,23 +138,6 @@ def test_equal_classifiers_copies_the_first_classifier_only(name: str) -> None:
             assert copied[key].data_ptr() != tensor.data_ptr()
         body = other.body.state_dict()
         assert not torch.equal(next(iter(first.body.state_dict().values())), next(iter(body.values())))
-
-
-def test_weights_are_a_function_of_the_global_generator() -> None:
-    networks = []
-    for seed in (0, 0, 1):
-        with seeded(seed):
-            networks.append(create("resnet8", 5, 2).state_dict())
-    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
-    assert not torch.equal(networks[0]["trunk.stem.0.weight"], networks[2]["trunk.stem.0.weight"])
-
-
-def test_a_list_of_backbones_gives_independent_peers() -> None:
-    network = create(None, 5, ["resnet8", "densenet40_12", "resnet8"])
-    assert isinstance(network, IndependentPeers)
-    assert network.feature_dims == (64, 132, 64)
-    shared = set(network.peer(0).parameters()) & set(network.peer(2).parameters())
-    assert shared == set()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dkel_lightning.app.run import Run, find_checkpoint, load_config, resume_pat
 from dkel_lightning.app.tasks.evaluate import evaluate
 from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints.file_format import load
-from dkel_lightning.errors import CheckpointError, ConfigError, NonFiniteError
+from dkel_lightning.errors import CheckpointError, NonFiniteError
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
 
 
@@ -225,11 +225,6 @@ def test_without_validation_nothing_is_said_to_be_chosen(tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert "Without validation, no epoch" in " ".join(shown.split())
     assert "best in validation" not in shown
-
-
-def test_a_monitor_that_is_never_logged_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"callbacks\.monitor is 'val/banana': choose one of val/acc, "):
-        train(tiny_run(tmp_path, "callbacks.monitor=val/banana"))
 
 
 def test_resume_last_is_the_newest_run_and_a_torn_checkpoint_is_named_with_the_one_that_is_whole(
