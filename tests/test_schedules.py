@@ -147,6 +147,8 @@ def test_starts_below_one_are_shares_of_the_run_and_others_are_epochs() -> None:
         ([0.5, 0.75], 5, [3, 4]),  # rounded up, so that no stage is lost
         ([0.1, 0.3], 10, [1, 3]),  # 0.3 * 10 is a little above 3
         ([0, 0.01], 10, [0, 1]),
+        ([0.5, 0.75], 1, [1, 1]),  # not 0, which would begin with the last rate
+        ([0.29, 0.57], 100, [29, 57]),
         ([30, 60.0], 10, [30, 60]),
     ],
 )

@@ -25,6 +25,7 @@ from dkel_lightning.app.tasks.train import train
 from dkel_lightning.checkpoints.file_format import load
 from dkel_lightning.errors import CheckpointError, NonFiniteError
 from tests.compose import compose, interrupted_at, tiny_run, with_callback
+from tests.modules.toy import trainer
 
 
 class Spoil(Callback):
@@ -179,16 +180,8 @@ def test_the_latest_epoch_within_a_standard_error_of_the_highest_accuracy_is_kep
             enable_version_counter=False,
         )
         last = tmp_path / "last.ckpt"
-        trainer = Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            max_epochs=epochs,
-            limit_train_batches=1,
-            callbacks=[best, LastCheckpoint(last)],
-        )
-        trainer.fit(Scored(values), ckpt_path=last if last.exists() else None, weights_only=True)
+        run = trainer(best, LastCheckpoint(last), max_epochs=epochs, limit_train_batches=1, enable_checkpointing=True)
+        run.fit(Scored(values), ckpt_path=last if last.exists() else None, weights_only=True)
 
     if resumed:
         fit(len(values) - 1)
