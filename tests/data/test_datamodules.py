@@ -22,6 +22,7 @@ from dkel_lightning.data import (
 from dkel_lightning.data import datamodule as datamodule_file
 from dkel_lightning.data.sources import DeviceImages, WorkerImages
 from dkel_lightning.errors import DataError
+from tests.modules import toy
 
 from .archives import npz_arrays, tiny_members, write_folder
 from .batches import each, whole
@@ -58,9 +59,7 @@ def digits(**settings: Any) -> DigitsDataModule:
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    defaults = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    return Trainer(default_root_dir=folder, **{**quiet, **defaults, **settings})
+    return toy.trainer(default_root_dir=folder, **{"max_epochs": -1, **settings})
 
 
 def expected(epochs: int, **settings: Any) -> Seen:
@@ -202,7 +201,7 @@ both_residencies = pytest.mark.parametrize("residency", ["device", "workers"])
 
 
 @both_residencies
-@pytest.mark.parametrize("steps", [2, 6, 8, 10], ids=["in the first", "at its end", "in the second", "later"])
+@pytest.mark.parametrize("steps", [2, 6, 8], ids=["in the first", "at its end", "in the second"])
 def test_a_resume_from_any_batch_sees_what_an_uninterrupted_run_sees(
     tmp_path: Path, residency: str, steps: int
 ) -> None:
