@@ -102,7 +102,7 @@ def test_only_the_application_imports_hydra() -> None:
 
 
 def test_the_command_line_starts_without_torch_and_lightning() -> None:
-    names = ("app.main", "app.config", "app.run", "app.saved", "errors", "schedules")
+    names = ("app.main", "app.config", "app.run", "app.saved", "app.sweep", "errors", "schedules")
     loaded = "print([m for m in ('torch', 'lightning', 'torchvision') if m in sys.modules])"
     code = f"import sys, {NAME}, {', '.join(f'{NAME}.{name}' for name in names)}; {loaded}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

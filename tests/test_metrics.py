@@ -43,16 +43,6 @@ def test_term_means_by_hand_and_without_graph() -> None:
     assert not means.sums.requires_grad
 
 
-def test_scores_by_hand_for_two_networks() -> None:
-    log3 = math.log(3.0)
-    logits = torch.tensor([[[log3, 0.0], [log3, 0.0]], [[0.0, log3], [0.0, log3]]])  # p = 3/4 for class 0, then for 1
-    scores = NetworkScores(2)
-    scores.update(*scores_of(logits, torch.tensor([0, 0])))
-    result = scores.per_network()
-    assert result["accuracy"].tolist() == [1.0, 0.0]
-    assert result["nll"].tolist() == pytest.approx([math.log(4 / 3), math.log(4)], rel=1e-6)
-
-
 @pytest.mark.parametrize("broken", [[math.nan, math.nan], [math.nan, 0.0], [math.inf, 0.0]])
 def test_an_output_that_is_no_number_is_never_right(broken: list[float]) -> None:
     correct, nll, _ = scores_of(torch.tensor([[broken, [1.0, 0.0]]]), torch.tensor([0, 0]))
@@ -85,22 +75,6 @@ def test_sums_of_a_begun_epoch_survive_a_checkpoint() -> None:
 def test_evaluation_scores_are_kept_out_of_the_checkpoint_and_training_scores_in_it() -> None:
     assert NetworkScores(2).state_dict() == {}
     assert set(NetworkScores(2, persistent=True).state_dict()) == {"correct", "nll", "samples"}
-
-
-def test_calibration_errors_by_hand() -> None:
-    # Confidence 3/4 in bin [11/15, 12/15), twice right and twice wrong; confidence 1/2 in bin [7/15, 8/15), right.
-    three_quarters, half = [math.log(3.0), 0.0], [0.0, 0.0]
-    logits = torch.tensor([[three_quarters] * 4 + [half]])
-    errors = CalibrationErrors(1)
-    errors.update(logits, torch.tensor([0, 0, 1, 1, 0]))
-    assert errors.compute().reshape(-1).item() == pytest.approx(4 / 5 * abs(1 / 2 - 3 / 4) + 1 / 5 * abs(1 - 1 / 2))
-
-
-def test_a_confidence_of_one_has_a_bin_of_its_own() -> None:
-    errors = CalibrationErrors(1)
-    logits = torch.tensor([[[0.0, 200.0], [math.log(0.95), math.log(0.05)]]])  # wrong and certain; right at 0.95
-    errors.update(logits, torch.tensor([0, 0]))
-    assert errors.compute().item() == pytest.approx((1 + 0.05) / 2)
 
 
 def test_calibration_errors_are_those_of_torchmetrics_in_one_piece_and_in_two() -> None:
@@ -160,11 +134,6 @@ def compared(one: torch.Tensor, other: torch.Tensor, features: list[torch.Tensor
 
 def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_identical_networks_agree_with_no_divergence_and_cka_1() -> None:
-    logits, features = random_features(20, 4), random_features(20, 6, seed=1)
-    assert compared(logits, logits, [features, features]) == pytest.approx({"agreement": 1, "kl": 0, "cka": 1})
 
 
 def test_agreement_and_symmetric_kl_by_hand_and_independent_of_batches() -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dkel_lightning.app import main
+from dkel_lightning.app.run import lock
+from dkel_lightning.errors import ConfigError, FolderInUseError
 from tests.commands import dkel
-from tests.compose import compose
+from tests.compose import compose, tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -110,6 +113,24 @@ def test_a_run_of_own_images_is_read_and_resumed_without_naming_them_again(tmp_p
     tests = json.loads((run / "summary.json").read_text())["test"]
     assert json.loads((run / "evaluation_best" / "evaluation.json").read_text())["test"] == tests["best"]
     assert "dark" in (run / "predict_best" / "predictions.csv").read_text()
+
+
+def test_a_folder_in_use_is_refused_and_a_sweep_skips_its_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_run(tmp_path).values
+    with lock(tmp_path):
+        with pytest.raises(FolderInUseError, match="is in use by another process"):
+            main.execute(values, tmp_path, set())
+        assert main._run_in_sweep(values, tmp_path, set()) is None
+    assert "skipped: another process is running it" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
+
+
+def test_a_sweep_of_several_processes_needs_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ConfigError, match="A sweep with trainer=ddp would start in every process: use hydra/launcher="):
+        main._run_in_sweep(compose("trainer=ddp"), tmp_path, set())
 
 
 # ---------------------------------------------------------------------- code of the user's own

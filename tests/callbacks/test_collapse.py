@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from dkel_lightning.callbacks import CollapseGuard
-from dkel_lightning.errors import NonFiniteError
+from dkel_lightning.errors import CollapseError, NonFiniteError
 from dkel_lightning.studies.seed_statistics import chance_bound
 from tests.modules.toy import Toy, build, parameters_of, same, train_loader, trainer, val_loader
 
@@ -111,6 +113,19 @@ def fit(epochs: int, *callbacks: Callback, validation: int = 60, **settings: Any
     return run
 
 
+def validated(guard: CollapseGuard, module: Any, epoch: int, accuracy: float) -> None:
+    """Call the guard after the validation of one of 8 epochs, on 60 images, in which all peers reach `accuracy`."""
+    labels = torch.arange(60) % 3
+    module.scores.begin()
+    module.scores.update_validation(
+        F.one_hot(labels, 3).float().expand(len(module.scores.members), -1, -1), labels, labels
+    )
+    module.scores.validation_accuracy.fill_(accuracy)
+    state = SimpleNamespace(fn="fit")
+    trainer: Any = SimpleNamespace(sanity_checking=False, state=state, current_epoch=epoch, max_epochs=8)
+    guard.on_validation_end(trainer, module)
+
+
 def test_the_bound_of_chance_is_the_binomial_quantile() -> None:
     # Of ten fair coins P(X <= 8) = 1013/1024 < 0.999 <= P(X <= 9) = 1023/1024; P(X <= 7) = 968/1024 < 0.95.
     assert chance_bound(0.5, 10) == 0.9
@@ -131,12 +146,20 @@ def test_the_bound_of_chance_is_the_binomial_quantile() -> None:
     ],
 )
 def test_three_validations_at_chance_in_a_row_after_the_grace_are_a_collapse(
-    at_chance: tuple[int, ...], grace: float, warnings: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    at_chance: tuple[int, ...], grace: float, warnings: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fit(8, Blink(*at_chance), CollapseGuard(grace=grace), default_root_dir=tmp_path)
-    assert run.current_epoch == 8
+    guard, module = CollapseGuard(grace=grace), build("baseline", 2)
+    for epoch in range(8):
+        validated(guard, module, epoch, 1 / 3 if epoch in at_chance else 0.9)
     assert capsys.readouterr().out.count("Collapse in epoch") == warnings
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_collapse_ends_the_run_on_request() -> None:
+    guard, module = CollapseGuard("stop", grace=0.0), build("baseline", 2)
+    for epoch in range(2):
+        validated(guard, module, epoch, 1 / 3)
+    with pytest.raises(CollapseError, match=r"^Collapse in epoch 3: validation accuracy at chance \(student_0 33\.3%"):
+        validated(guard, module, 2, 1 / 3)
 
 
 def test_the_warning_names_peers_accuracy_and_chance(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,12 +116,6 @@ def test_the_clock_knows_the_end_under_an_accumulation_that_changes(limits: dict
     assert ramps[-1] == 1
 
 
-def test_the_clock_ends_at_max_steps() -> None:
-    watch = Watch()
-    trainer(watch, max_epochs=-1, max_steps=5).fit(build(), train_loader())
-    assert {(c.steps_per_epoch, c.steps) for c in watch.clocks} == {(3, 5)}
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({"max_steps": 4, "max_epochs": -1}, (4, 4)), ({"max_epochs": 1}, (1, None)), ({"max_epochs": -1}, (1, None))],

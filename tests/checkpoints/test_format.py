@@ -109,7 +109,6 @@ def change(**settings: Any) -> Callable[[dict[str, Any]], None]:
         (lambda c: c.pop("dkel_lightning"), "was not written by a DistillationModule"),
         (lambda c: c["dkel_lightning"].update(format=2), "has format 2, .* reads format 3: install"),
         (lambda c: c["dkel_lightning"].update(recipe=None), "was trained with parts constructed by hand"),
-        (change(method=None), "was trained with your own method"),
         (change(num_classes=7), "size mismatch for student"),
         (lambda c: c["state_dict"].pop("teacher.updates"), r"Missing key.*teacher\.updates"),
         (change(backbone="hf:/dev"), "was trained with hf:/dev, and no file chooses a folder"),
@@ -138,18 +137,9 @@ def test_settings_of_a_teacher_are_laid_over_the_checkpoint_s(tmp_path: Path) ->
         assert settings == replace(module.teacher.settings, decay=rate)
 
 
-@pytest.mark.parametrize(
-    ("edit", "text"),
-    [
-        (lambda c: c.pop("dkel_lightning"), "was not written by a DistillationModule"),
-        (change(peers=3), r"belongs to another configuration \(peers: 3 in the checkpoint, 2 here\)"),
-    ],
-)
-def test_resuming_from_a_checkpoint_of_another_training_is_refused(
-    written: Path, tmp_path: Path, edit: Any, text: str
-) -> None:
-    path = edited(written, tmp_path, edit)
-    with pytest.raises(CheckpointError, match=text):
+def test_resuming_from_a_checkpoint_of_another_program_is_refused(written: Path, tmp_path: Path) -> None:
+    path = edited(written, tmp_path, lambda checkpoint: checkpoint.pop("dkel_lightning"))
+    with pytest.raises(CheckpointError, match="was not written by a DistillationModule"):
         trainer(max_epochs=2).fit(build(), train_loader(), ckpt_path=path)
 
 

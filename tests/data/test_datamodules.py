@@ -22,6 +22,7 @@ from dkel_lightning.data import (
 from dkel_lightning.data import datamodule as datamodule_file
 from dkel_lightning.data.sources import DeviceImages, WorkerImages
 from dkel_lightning.errors import DataError
+from tests.modules import toy
 
 from .archives import npz_arrays, tiny_members, write_folder
 from .batches import each, whole
@@ -58,9 +59,7 @@ def digits(**settings: Any) -> DigitsDataModule:
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    defaults = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    return Trainer(default_root_dir=folder, **{**quiet, **defaults, **settings})
+    return toy.trainer(default_root_dir=folder, **{"max_epochs": -1, **settings})
 
 
 def expected(epochs: int, **settings: Any) -> Seen:
@@ -94,30 +93,11 @@ def test_digits_work_without_a_trainer() -> None:
     assert sum(len(batch[1]) for batch in module.test_dataloader()) == 360
 
 
-def test_train_validation_and_test_are_apart_and_labels_stay_with_images() -> None:
+def test_training_and_validation_images_are_apart_and_all_there_are() -> None:
     module = digits(limit=None)
     module.setup()
-    sets = {}
-    for name, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
-        sets[name] = [
-            (image.numpy().tobytes(), int(label)) for batch in loader for image, label in zip(*batch[:2], strict=True)
-        ]
-    plain = digits(limit=None, padding=0, views=1)
-    plain.setup()
-    sets["train"] = [
-        (view[0].numpy().tobytes(), int(label))
-        for views, labels, _ in plain.train_dataloader()
-        for view, label in zip(views, labels, strict=True)
-    ]
-    found = [pair for pairs in sets.values() for pair in pairs]
-    everything = digits(limit=None, padding=0, views=1, selection="paper", batch_size=13)
-    everything.setup()
-    paper = [
-        (view[0].numpy().tobytes(), int(label))
-        for views, labels, _ in everything.train_dataloader()
-        for view, label in zip(views, labels, strict=True)
-    ]
-    assert sorted(found) == sorted(paper + sets["test"])
+    train, val = (module._splits[name].chosen for name in ("train", "val"))
+    assert sorted([*train, *val]) == list(range(1437))
 
 
 def test_the_seed_of_the_run_does_not_move_the_validation_images() -> None:
@@ -221,7 +201,7 @@ both_residencies = pytest.mark.parametrize("residency", ["device", "workers"])
 
 
 @both_residencies
-@pytest.mark.parametrize("steps", [2, 6, 8, 10], ids=["in the first", "at its end", "in the second", "later"])
+@pytest.mark.parametrize("steps", [2, 6, 8], ids=["in the first", "at its end", "in the second"])
 def test_a_resume_from_any_batch_sees_what_an_uninterrupted_run_sees(
     tmp_path: Path, residency: str, steps: int
 ) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dkel_lightning.app import build
-from dkel_lightning.app.tasks.train import train
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.order import MixedOrder
 from dkel_lightning.data.splits import hide_labels, hold_out_share
 from dkel_lightning.errors import ConfigError
-from tests.compose import compose, resumed
-from tests.reliability.harness import assert_equal_runs, in_a_child, noisy_run, patched
+from tests.compose import compose
 
 
 def digits(**options: Any) -> DigitsDataModule:
@@ -108,22 +104,6 @@ def test_batches_hold_their_share_and_a_resume_gives_those_that_were_left(reside
     assert sorted(int(i) for batch in without for i in batch.indices) == loaders[0].labelled.tolist()
     as_they_come = digits(residency=residency).train_dataloader()
     assert len({int((batch.labels < 0).sum()) for batch in as_they_come}) > 3
-
-
-@pytest.mark.slow
-def test_a_run_with_unlabelled_images_that_is_killed_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    options = ["method=mean_teacher", "method.confidence=0.2", "data.augment_strong=trivial"]
-    options += ["data.labelled=60", "data.unlabelled_share=0.5", "callbacks.checkpoint_every_n_steps=1"]
-    through, run = (noisy_run(tmp_path / name, *options) for name in ("through", "run"))
-    train(through)
-
-    def killed() -> None:
-        patched("batch:8")
-        train(run)
-
-    assert in_a_child(killed) == -signal.SIGKILL
-    resumed(run)
-    assert_equal_runs(run.folder, through.folder)
 
 
 def test_a_share_of_images_that_are_not_there_is_refused() -> None:

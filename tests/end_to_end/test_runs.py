@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -77,27 +76,6 @@ def test_the_quickstart_deploys_a_peer_above_97_percent(tmp_path: Path) -> None:
     assert column(folder, "weights/rampup")[-1] == 1.0
     network = DistillationModule.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").deploy()
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-@pytest.mark.slow
-def test_an_npz_of_ones_own_trains_with_bf16_and_a_single_peer(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    arrays: dict[str, Any] = {
-        f"{split}_{kind}": value
-        for split, count in (("train", 40), ("test", 12))
-        for kind, value in (
-            ("images", generator.integers(0, 256, (count, 12, 12), dtype=np.uint8)),
-            ("labels", np.arange(count)[:, None] % 4),
-        )
-    }
-    np.savez(tmp_path / "mine.npz", **arrays)
-    done = dkel(
-        "experiment=own_data", "data=npz", "data.root=mine.npz", "backbone=resnet8", "data.batch_size=8",
-        "method=baseline", "method.peers=1", "precision=bf16", "trainer.max_epochs=1", "trainer=cpu", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    accuracy = summary(only_run(tmp_path, "own_data"))["test"]["last"]["accuracy"]
-    assert set(accuracy) == {f"{kind}_{peer}" for kind in ("student", "teacher") for peer in (0, "mean", "best")}
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def leaf(values: Any) -> Tensor:
 
 def build(name: str, backbone: str = "resnet8", teacher: Any = "resnet8", **settings: Any) -> Any:
     """Build a method by its settings for images of 8x8; its teacher by a backbone or what else it has, or without."""
-    names = ("peers", "seed", "sharing", "execution", "image_size")
+    names = ("peers", "seed", "sharing", "execution", "image_size", "targets")
     beside: dict[str, Any] = {key: settings.pop(key) for key in names if key in settings}
     own = {"backbone": teacher} if isinstance(teacher, str) else teacher and {"backbone": "resnet8", **teacher}
     given: dict[str, Any] = {"teacher": own, "optimizer": SGD, "image_size": (8, 8), **beside}

@@ -64,11 +64,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "iakd": {"schedule": "review", "period": 2.0, "statistics_batches": 2},
     "consistent": {"fit_batches": 2, "refit_epochs": 2},
     "sftn": {"student": "resnet8"},
+    "dkel": {"labels": {0: 1.0, 0.4: 0.5, 0.7: 0.0}},
+    "pcl": {"targets": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "class_weights": [1, 2, 3]}},
 }
 
 
 def build(method: str) -> DistillationModule:
-    alone = ("one", "okddip", "ffl", "heads", "sftn")
+    alone = ("one", "okddip", "ffl", "heads", "sftn", "dkel", "pcl")
     return family.build(method, teacher=None if method in alone else "resnet8", **SETTINGS[method])
 
 
@@ -82,6 +84,7 @@ def test_a_resume_ends_where_an_uninterrupted_fit_does(method: str, tmp_path: Pa
     assert same(state_of(rest, resumed), state_of(whole, straight))
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "epoch=2.ckpt")
     assert same(loaded.state_dict(), whole.state_dict())
+    assert loaded.targets.settings == whole.targets.settings
 
 
 PEERS = {"one": 3, "okddip": 4, "ffl": 2}

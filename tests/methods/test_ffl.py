@@ -76,27 +76,10 @@ def test_maps_that_differ_in_size_are_refused_and_maps_that_differ_in_width_are_
     assert ffl.combine(PeerOutputs(seen.logits, seen.features, maps=seen.maps)).shape == (3, 4)
 
 
-def test_the_labels_reach_the_peers_through_the_fusion_and_detached_targets_do_not() -> None:
-    torch.manual_seed(0)
+def test_the_labels_reach_the_peers_through_the_fusion() -> None:
     network, ffl = create("resnet8", 4, 2, in_channels=1), FFL(2)
     ffl.attach(network)
-    ffl.rampup_weight.fill_(1.0)
     seen = network(torch.randn(3, 1, 8, 8))
-    output = PeerOutputs(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps)
-    terms = ffl.loss_terms(MethodInputs(LABELS, output._replace(ensemble_logits=ffl.combine(output)), None))
-
-    def learners(term: str) -> dict[str, bool]:
-        parts = {
-            "fusion": list(ffl.parameters()),
-            "bodies": [p for name, p in network.named_parameters() if ".body." in name],
-            "classifiers": [p for name, p in network.named_parameters() if ".classifier." in name],
-        }
-        found = {}
-        for name, parameters in parts.items():
-            gradients = torch.autograd.grad(terms[term], parameters, retain_graph=True, allow_unused=True)
-            found[name] = any(gradient is not None for gradient in gradients)
-        return found
-
-    assert learners("ce_ensemble") == {"fusion": True, "bodies": True, "classifiers": False}
-    assert learners("kd_fusion") == {"fusion": True, "bodies": True, "classifiers": False}
-    assert learners("kd_ensemble") == {"fusion": False, "bodies": True, "classifiers": True}
+    fused = ffl.combine(PeerOutputs(seen.logits, seen.features, trunk=seen.trunk, maps=seen.maps))
+    bodies = [next(branch.body.parameters()) for branch in network.branches]
+    assert all(gradient.any() for gradient in torch.autograd.grad(fused.square().sum(), bodies))

@@ -1,4 +1,4 @@
-"""The weight of the labels, in every method: what it weighs, what it leaves alone, its schedule and its resume."""
+"""The weight of the labels, in every method: what it weighs, what it leaves alone, and its schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
@@ -21,7 +20,7 @@ from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.schedules import Clock
 from tests.compose import compose, resumed, tiny_run
 from tests.modules.test_targets import EVERY, settings_of
-from tests.modules.toy import build, images_and_labels, same, state_of, train_loader, trainer, val_loader
+from tests.modules.toy import build, images_and_labels
 
 WITHOUT_OTHER_TERMS = ("baseline", "heads", "iakd")
 
@@ -103,17 +102,6 @@ def test_the_recipe_of_wrong_labels_joins_its_four_choices_for_any_method() -> N
         assert min(values["method"]["labels"].values()) == 0.05
         assert values["method"]["rampup"]["scale"] == scale
     assert compose("recipe=wrong_labels", "method=kd", "method.labels=1")["method"]["labels"] == 1
-
-
-def test_a_resume_ends_where_an_uninterrupted_fit_does(tmp_path: Path) -> None:
-    schedule = {0: 1.0, 0.4: 0.5, 0.7: 0.0}
-    whole, rest = weighted("dkel", schedule), weighted("dkel", schedule)
-    keeper = ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
-    straight, again = trainer(keeper, max_epochs=3, enable_checkpointing=True), trainer(max_epochs=3)
-    straight.fit(whole, train_loader(), val_loader())
-    again.fit(rest, train_loader(), val_loader(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
-    assert same(state_of(rest, again), state_of(whole, straight))
-    assert float(again.callback_metrics["weights/labels"]) == 0
 
 
 def test_a_run_logs_the_weight_and_trains_its_teacher_with_all_labels(tmp_path: Path) -> None:

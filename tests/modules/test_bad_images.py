@@ -41,8 +41,10 @@ WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("stage", ["fit", "initialised", "validate", "predict", "student", "teacher"])
+OTHER_STAGES = ("initialised", "validate", "predict", "student", "teacher")
+
+
+@pytest.mark.parametrize(("case", "stage"), [*((case, "fit") for case in WRONG), *(("bytes", s) for s in OTHER_STAGES)])
 def test_images_that_the_network_does_not_take_are_one_error(tmp_path: Path, case: str, stage: str) -> None:
     make, message = WRONG[case]
     data = loader(make(grey()))

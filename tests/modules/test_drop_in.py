@@ -13,11 +13,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, DataError
-from tests.modules.toy import jitter, parameters_of, same
+from tests.modules import toy
+from tests.modules.toy import Stream, jitter, parameters_of, same
 
 
 class Net(nn.Module):
@@ -72,12 +73,9 @@ def build(backbone: nn.Module | None = None, split_at: str = "body", **others: A
 
 
 def trainer(tmp_path: Path, *callbacks: Any, **others: Any) -> Trainer:
-    settings: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False, **others}
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    return Trainer(
-        default_root_dir=tmp_path, callbacks=[*callbacks], enable_checkpointing=saves, enable_progress_bar=False,
-        enable_model_summary=False, **settings,
-    )  # fmt: skip
+    settings = {"default_root_dir": tmp_path, "max_epochs": 2, "enable_checkpointing": saves, **others}
+    return toy.trainer(*callbacks, **settings)
 
 
 def test_callbacks_logger_and_hyperparameters_of_ones_own_work_beside_ours(tmp_path: Path) -> None:
@@ -163,11 +161,6 @@ def test_a_checkpoint_with_an_object_of_the_data_module_says_which_and_what_to_d
     trainer(tmp_path, best).fit(build(), Data(root=Path("images")))
     with pytest.raises(CheckpointError, match=r"\(pathlib.*Path\).*save_hyperparameters\(ignore="):
         DistillationModule.load_from_checkpoint(best.best_model_path, backbone=Net())
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        yield from zip(*images().tensors, strict=True)
 
 
 def test_a_stream_without_a_length_is_told_that_max_epochs_is_no_end(tmp_path: Path) -> None:

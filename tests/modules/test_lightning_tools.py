@@ -1,4 +1,4 @@
-"""Lightning's own tools on a module of ours: the finder of learning rates, fine-tuning, several loaders."""
+"""Lightning's own tools on a module of ours: the finder of learning rates, fine-tuning, averages of weights."""
 
 from __future__ import annotations
 
@@ -100,6 +100,3 @@ def test_fine_tuning_on_several_processes_is_refused(tmp_path: Path, monkeypatch
 def test_an_average_of_scores_and_counters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"EMAWeightAveraging averages scores.*teacher='follow'"):
         trainer(tmp_path, EMAWeightAveraging()).fit(build(), loader())
-
-
-# ---------------------------------------------------------------------- several loaders

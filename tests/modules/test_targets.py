@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dkel_lightning import DistillationModule
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.functional import classes_of, cross_entropy, targets_of
 from dkel_lightning.methods import METHODS
-from tests.modules.toy import CLASSES, build, images_and_labels, parameters_of, same, train_loader, trainer
+from tests.modules.toy import CLASSES, build, images_and_labels, trainer
 
 EVERY = [name for name in METHODS if name != "dkel_released"]  # which differs from dkel in settings
 
@@ -152,27 +149,6 @@ def test_a_mix_is_a_function_of_seed_and_key_and_leaves_the_users_numbers_alone(
 
 
 KEYS = ((0, 2, 0), (1, 1, 0), (1, 2, 1))
-
-
-def test_a_resumed_run_that_mixes_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    def module() -> DistillationModule:
-        targets = {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "class_weights": [1, 2, 3]}
-        return build("pcl", 2, targets=targets)
-
-    def fit(to: DistillationModule, epochs: int, **others: Any) -> dict[str, Tensor]:
-        saving = ModelCheckpoint(tmp_path, filename="last", save_weights_only=False)
-        made = trainer(saving, max_epochs=epochs, enable_checkpointing=True, limit_val_batches=0)
-        made.fit(to, train_loader(16, views=2), **others)
-        return parameters_of(to)
-
-    straight = fit(module(), 2)
-    (tmp_path / "last.ckpt").unlink(missing_ok=True)
-    half = module()
-    fit(half, 1)
-    (saved,) = tmp_path.glob("*.ckpt")
-    resumed = DistillationModule.load_from_checkpoint(saved, optimizer=half._factories[0])
-    assert resumed.targets.settings == half.targets.settings
-    assert same(fit(resumed, 2, ckpt_path=saved), straight)
 
 
 def test_validation_scores_distributions_by_their_largest_class() -> None:

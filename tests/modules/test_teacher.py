@@ -55,22 +55,6 @@ def test_the_average_of_a_student_in_a_half_type_is_that_of_float32(start: str) 
     teacher.initialise([(images.to(torch.bfloat16), torch.tensor([0, 1]))], 0.1)
 
 
-def test_counter_and_rate_survive_a_state_dict() -> None:
-    teacher, student = teacher_and_student(start="copy")
-    for _ in range(3):
-        teacher.follow(student)
-    teacher.set_rate(0.5)
-    loaded, _ = teacher_and_student(start="copy")
-    loaded.load_state_dict(copy.deepcopy(teacher.state_dict()))
-    assert loaded.updates.item() == 3
-    assert loaded.rate.item() == 0.5
-    other = peers_network(seed=3)
-    before = parameters_of(loaded.network)
-    loaded.follow(other)  # the fourth update: min(1 - 1/4, 0.5), where a counter that starts anew would copy
-    name, value = next(iter(loaded.network.named_parameters()))
-    torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * other.get_parameter(name), rtol=1e-6, atol=1e-7)
-
-
 def test_a_loaded_rate_of_the_settings_is_not_rounded_by_its_buffer() -> None:
     # 0.999 has no float32; were it read back from the buffer, a resumed run would differ from an uninterrupted one.
     teacher, _ = teacher_and_student(decay=0.999)

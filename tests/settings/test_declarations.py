@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods import METHODS, Method, Needs, create, get_preset, register
-from dkel_lightning.methods.dkel import EnsembleTerm
 from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.runtime.mappings import leaves, merge
 from dkel_lightning.settings.declarations import (
@@ -31,7 +30,6 @@ from dkel_lightning.settings.declarations import (
 )
 from dkel_lightning.settings.rampup import RampUp
 from dkel_lightning.settings.targets import Targets
-from dkel_lightning.settings.teacher import TEACHERS, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,6 @@ def test_a_misspelt_word_is_answered_with_the_nearest() -> None:
         RampUp(form="corect")
 
 
-def test_the_length_of_a_term_is_in_epochs_or_a_share_and_not_both() -> None:
-    for settings, key in ((RampUp, "share"), (EnsembleTerm, "decay_share"), (TeacherSettings, "decay_share")):
-        with pytest.raises(ConfigError, match="and the other to null"):
-            from_mapping(settings, {key: 0.1}, settings.node)
-
-
 def test_mappings_are_merged_to_the_bottom() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "d": {"e": 4}}) == {
         "a": {"b": 9, "c": 2},
@@ -126,12 +118,6 @@ def test_a_schedule_is_one_value_and_a_list_a_tuple() -> None:
     assert merge({"decay": {0: 0.9, 5: 0.99}}, {"decay": {0: 0.5}}) == {"decay": {0: 0.5}}
     assert leaves({"teacher": {"decay": {0: 0.9, 5: 0.99}}}) == {"teacher.decay": {0: 0.9, 5: 0.99}}
     assert from_mapping(Targets, {"class_weights": [1, 2]}, "targets").class_weights == (1, 2)
-
-
-@pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"none"}))
-def test_every_preset_of_the_teacher_is_a_teacher(name: str) -> None:
-    settings = TEACHERS[name].settings
-    assert from_mapping(TeacherSettings, settings, "teacher") == replace(TeacherSettings(), **settings)
 
 
 @dataclass(frozen=True)

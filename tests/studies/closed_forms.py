@@ -34,11 +34,6 @@ def stationary_covariance(matrix: Array, decay: float, step_variance: float = 1.
     return solve_discrete_lyapunov(matrix, step_variance * np.outer(direction, direction))
 
 
-def growth(matrix: Array) -> float:
-    """Compute the factor a step of the slowest (or fastest growing) mode: the largest modulus of an eigenvalue."""
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
-
-
 def difference_coupling(weight: float, peers: int) -> float:
     """Compute the coupling `-W / (P - 1)` of the modes in which peers differ."""
     return -weight / (peers - 1)

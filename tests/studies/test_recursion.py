@@ -68,27 +68,6 @@ def test_three_peers_follow_the_matrices_of_their_mean_and_of_their_differences(
     assert after - after.mean(1, keepdims=True) == pytest.approx(expected, abs=1e-13)
 
 
-@pytest.mark.parametrize(("weight", "factor"), [(0, 1.050), (1, 1.0235), (3, 1.0080)])
-def test_teacher_weight_slows_the_escape_from_a_saddle(weight: float, factor: float) -> None:
-    matrix = recursion.mode_matrix(-1.0, weight, 0.05, 0.98, weight)
-    assert closed_forms.growth(matrix) == pytest.approx(factor, abs=5e-5)
-
-
-@pytest.mark.parametrize("rule", ["keep", "mean_teacher", "copy"])
-@pytest.mark.parametrize("start", [1.0, -0.4])
-def test_every_start_rule_ends_at_the_same_relative_distance(rule: str, start: float) -> None:
-    student, teacher = 1.0, start
-    for rate in recursion.ema_rates(rule, 0.999, 3000):
-        student -= 0.1 * (0.1 * student + 1.0 * (student - teacher))
-        teacher = rate * teacher + (1 - rate) * student
-    floor = closed_forms.relative_distance_floor(0.1, 1.0)
-    assert floor == pytest.approx(0.1 / 1.1)
-    # Equal up to the order of (1 - a) / (eta h).
-    assert abs(teacher - student) / abs(teacher) == pytest.approx(floor, abs=0.002)
-    exact = recursion.relative_distance(recursion.mode_matrix(0.1, 1.0, 0.1, 0.999, 1.0))
-    assert abs(teacher - student) / abs(teacher) == pytest.approx(exact, rel=1e-9)
-
-
 @pytest.mark.parametrize(("curvature", "student", "teachers"), [(1.0, 0.530, 0.20), (0.1, 0.104, 0.006)])
 def test_a_teacher_takes_variance_from_its_student_and_diversity_from_the_teachers(
     curvature: float, student: float, teachers: float
