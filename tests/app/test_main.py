@@ -118,7 +118,7 @@ def test_a_run_of_own_images_is_read_and_resumed_without_naming_them_again(tmp_p
 def test_a_folder_in_use_is_refused_and_a_sweep_skips_its_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = tiny_run(tmp_path).values
+    values = dict(tiny_run(tmp_path).values)
     with lock(tmp_path):
         with pytest.raises(FolderInUseError, match="is in use by another process"):
             main.execute(values, tmp_path, set())

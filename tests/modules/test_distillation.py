@@ -35,6 +35,7 @@ from dkel_lightning.modules.peers import running_statistics
 from tests.modules.toy import (
     CLASSES,
     SGD,
+    Toy,
     build,
     images_and_labels,
     jitter,
