@@ -24,4 +24,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    """Whether a value is a mapping with settings in it: not a schedule, which has numbers alone."""
+    return isinstance(value, Mapping) and not (
+        value and all(isinstance(part, int | float) for part in (*value.keys(), *value.values()))
+    )

@@ -117,6 +117,7 @@ def test_mappings_are_merged_to_the_bottom() -> None:
 def test_a_schedule_is_one_value_and_a_list_a_tuple() -> None:
     assert merge({"decay": {0: 0.9, 5: 0.99}}, {"decay": {0: 0.5}}) == {"decay": {0: 0.5}}
     assert leaves({"teacher": {"decay": {0: 0.9, 5: 0.99}}}) == {"teacher.decay": {0: 0.9, 5: 0.99}}
+    assert leaves({"a": {0: {"_target_": "b"}, "_target_": "c"}}) == {"a.0._target_": "b", "a._target_": "c"}
     assert from_mapping(Targets, {"class_weights": [1, 2]}, "targets").class_weights == (1, 2)
 
 
