@@ -46,7 +46,7 @@ from dkel_lightning.modules.batch import (
 )
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory, configure
-from dkel_lightning.modules.outputs import Evaluated, MethodInputs
+from dkel_lightning.modules.outputs import MethodInputs
 from dkel_lightning.modules.scores import Scores, mean_probability
 from dkel_lightning.modules.student import StudentModule
 from dkel_lightning.modules.targets import TargetMaker
@@ -136,7 +136,7 @@ class DistillationModule(LightningModule):
         self.deployment = deploy or Deploy()
         deployment.check_deployment(self, self.deployment)
         self.observers: list[Observer] = []
-        self._restored = checkpoint_state.Restored()
+        self._restored: dict[str, Any] = {}
         self._epoch = 0
 
     build = classmethod(building.build)
@@ -358,8 +358,12 @@ class DistillationModule(LightningModule):
 
     # ---------------------------------------------------------------------- validation and test
 
-    def evaluate(self, views: Tensor) -> Evaluated:
-        """Pass `views` through all members once."""
+    def evaluate(self, views: Tensor) -> PeerOutputs:
+        """Pass `views` through all members once.
+
+        The logits [N, B, C] are float32, in the order of `scores.members`; features are [B, D_i] of each student peer,
+        then of each teacher peer.
+        """
         with explain_shape_errors(views, self.student.network):
             views, teacher_views = self.views_of_each(views)
             student = self(views)
@@ -375,7 +379,7 @@ class DistillationModule(LightningModule):
                 rows.append(teacher.logits.float())
                 rows += [mean_probability(rows[-1])] if self.teacher.num_peers > 1 else []
                 features += [*teacher.features]
-        return Evaluated(torch.cat(rows), tuple(features))
+        return PeerOutputs(torch.cat(rows), tuple(features))
 
     def on_validation_start(self) -> None:
         """Average BatchNorm statistics over the processes, and reset the scores."""
@@ -383,11 +387,11 @@ class DistillationModule(LightningModule):
         self.scores.begin()
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Score every member on a batch; return the outputs to the callbacks."""
+        """Score every member on a batch; return the outputs of `evaluate` to the callbacks."""
         views, labels, _ = self._checked(batch, batch_idx)
-        evaluated, classes = self.evaluate(views), classes_of(labels)
-        self.scores.update_validation(evaluated.logits, labels, classes)
-        return {"evaluated": evaluated, "labels": classes}
+        evaluated = self.evaluate(views)
+        self.scores.update_validation(evaluated.logits, labels, classes_of(labels))
+        return {"evaluated": evaluated}
 
     def on_validation_epoch_end(self) -> None:
         accuracy = self.scores.log_validation(self)

@@ -7,7 +7,6 @@ erase the independent initial weights of a teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,35 +72,6 @@ def matched(teacher: nn.Module, student: nn.Module, kind: str) -> tuple[list[Ten
         listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise ConfigError(f"Teacher and student are not of the same form; they differ in {len(wrong)}: {listed}.")
     return list(ours.values()), [theirs[name] for name in ours]
-
-
-class Matching:
-    """`matched` for every step, without walking through all modules.
-
-    Keeps the places of the tensors, because a move to another device or type replaces the tensors.
-
-    Attributes:
-        student: the network that is followed.
-    """
-
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
-        self.student = student
-        self._networks = (teacher, student)
-        self._places: dict[str, list[list[tuple[dict[str, Any], str]]]] = {}
-
-    def matched(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Pair the tensors, see `matched` above."""
-        if kind not in self._places:
-            matched(*self._networks, kind)  # raises where they differ
-            names = [*_named(self._networks[0], kind)]
-            self._places[kind] = [[_place(network, name, f"_{kind}") for name in names] for network in self._networks]
-        ours, theirs = self._places[kind]
-        return [tensors[name] for tensors, name in ours], [tensors[name] for tensors, name in theirs]
-
-
-def _place(network: nn.Module, name: str, kind: str) -> tuple[dict[str, Any], str]:
-    owner, _, key = name.rpartition(".")
-    return getattr(network.get_submodule(owner), kind), key
 
 
 def _named(network: nn.Module, kind: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -216,24 +215,12 @@ def peer_mean(x: Tensor, *, include_self: bool = False) -> Tensor:
     return (weights.view(peers, peers, *[1] * (x.dim() - 1)) * x.unsqueeze(0)).sum(1)
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return `x` unchanged, and multiply the gradient that flows back through it by `factor`.
 
     Source: gradient rescaling at the splits of collaborative learning (Song & Chai, NeurIPS 2018).
     """
-    scaled: Tensor = _ScaleGradient.apply(x, factor)
-    return scaled
+    return x.detach() + factor * (x - x.detach())
 
 
 def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", include_self: bool = False) -> Tensor:
@@ -247,7 +234,5 @@ def assemble(teachers: Tensor, temperature: float, *, space: str = "logits", inc
     teachers = at_least_float32(teachers)
     if space == "logits":
         return peer_mean(teachers, include_self=include_self)
-    if space != "probabilities":
-        raise ConfigError(f"space={space!r}: choose logits or probabilities.")
     mean = peer_mean(F.softmax(teachers / temperature, dim=-1), include_self=include_self)
     return temperature * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()

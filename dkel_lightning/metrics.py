@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,11 @@ class Sums(Metric):
 
     full_state_update = False
 
+    def __init__(self, sums: Mapping[str, Tensor], persistent: bool = False) -> None:
+        super().__init__()
+        for name, zeros in sums.items():
+            self.add_state(name, zeros, dist_reduce_fx="sum", persistent=persistent)
+
     def _apply(self, fn: Any, exclude_state: Sequence[str] = "") -> nn.Module:
         return super()._apply(not_halved(fn), exclude_state)
 
@@ -31,11 +36,9 @@ class TermMeans(Sums):
     sums: Tensor
     steps: Tensor
 
-    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__({"sums": torch.zeros(len(names)), "steps": torch.zeros(())}, persistent=True)
         self.names = tuple(names)
-        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum", persistent=True)
-        self.add_state("steps", torch.zeros(()), dist_reduce_fx="sum", persistent=True)
 
     def update(self, values: Tensor) -> None:
         """Add the terms of one step, stacked in the order of the names and without gradient."""
@@ -55,11 +58,9 @@ class NetworkScores(Sums):
     nll: Tensor
     samples: Tensor
 
-    def __init__(self, networks: int, *, persistent: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("correct", torch.zeros(networks), dist_reduce_fx="sum", persistent=persistent)
-        self.add_state("nll", torch.zeros(networks), dist_reduce_fx="sum", persistent=persistent)
-        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum", persistent=persistent)
+    def __init__(self, networks: int, *, persistent: bool = False) -> None:
+        correct, nll = torch.zeros(networks), torch.zeros(networks)
+        super().__init__({"correct": correct, "nll": nll, "samples": torch.zeros(())}, persistent)
 
     def update(self, correct: Tensor, nll: Tensor, samples: Tensor) -> None:
         """Add the result of `scores_of` for a batch."""
@@ -103,11 +104,9 @@ class CalibrationErrors(Sums):
     correct: Tensor
     confidence: Tensor
 
-    def __init__(self, networks: int, bins: int = 15, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, networks: int, bins: int = 15) -> None:
+        super().__init__({name: torch.zeros(networks, bins + 1) for name in ("samples", "correct", "confidence")})
         self.bins = bins
-        for name in ("samples", "correct", "confidence"):
-            self.add_state(name, torch.zeros(networks, bins + 1), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B], of which unknown ones are left out."""
@@ -131,10 +130,8 @@ class Disagreement(Sums):
     different: Tensor
     samples: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("different", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
+    def __init__(self) -> None:
+        super().__init__({"different": torch.zeros(()), "samples": torch.zeros(())})
 
     def update(self, logits: Tensor) -> None:
         """Add a batch: `logits` [P, B, C] of at least two peers."""
@@ -157,11 +154,9 @@ class Predictions(Sums):
     predicted: Tensor
     labelled: Tensor
 
-    def __init__(self, networks: int, classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("entropy", torch.zeros(networks), dist_reduce_fx="sum")
-        self.add_state("predicted", torch.zeros(networks, classes), dist_reduce_fx="sum")
-        self.add_state("labelled", torch.zeros(1, classes), dist_reduce_fx="sum")
+    def __init__(self, networks: int, classes: int) -> None:
+        predicted, labelled = torch.zeros(networks, classes), torch.zeros(1, classes)
+        super().__init__({"entropy": torch.zeros(networks), "predicted": predicted, "labelled": labelled})
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: `logits` [N, B, C] of the N networks, `labels` [B], of which unknown ones are left out."""
@@ -197,10 +192,9 @@ class Confusion(Sums):
 
     counts: Tensor
 
-    def __init__(self, classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, classes: int) -> None:
+        super().__init__({"counts": torch.zeros(classes, classes, dtype=torch.int64)})
         self.classes = classes
-        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: `logits` [B, C] of the network, `labels` [B], of which unknown ones are left out."""
@@ -241,22 +235,18 @@ class PairDiversity(Sums):
     first: Tensor
     second: Tensor
 
-    def __init__(self, widths: Sequence[int], pairs: Sequence[tuple[int, int]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.pairs = tuple(pairs)
-        self.width = max(widths)
-        self.compares_features = self.width <= self.WIDEST and bool(pairs)
-        networks = len(widths)
+    def __init__(self, widths: Sequence[int], pairs: Sequence[tuple[int, int]]) -> None:
         # Products of each network with itself, then of the pairs.
-        products = [(i, i) for i in range(networks)] + [*self.pairs]
+        products = [*((i, i) for i in range(len(widths))), *pairs]
+        agreeing, divergence, width = torch.zeros(len(pairs)), torch.zeros(len(pairs)), max(widths)
+        sums = {"agreeing": agreeing, "divergence": divergence, "samples": torch.zeros(())}
+        compares_features = width <= self.WIDEST and bool(pairs)
+        if compares_features:
+            sums |= {"sums": torch.zeros(len(widths), width), "products": torch.zeros(len(products), width, width)}
+        super().__init__(sums)
+        self.pairs, self.width, self.compares_features = tuple(pairs), width, compares_features
         self.register_buffer("first", torch.tensor([a for a, _ in products]), persistent=False)
         self.register_buffer("second", torch.tensor([b for _, b in products]), persistent=False)
-        for name in ("agreeing", "divergence"):
-            self.add_state(name, torch.zeros(len(pairs)), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
-        if self.compares_features:
-            self.add_state("sums", torch.zeros(networks, self.width), dist_reduce_fx="sum")
-            self.add_state("products", torch.zeros(len(products), self.width, self.width), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, features: Sequence[Tensor]) -> None:
         """Add a batch: `logits` [N, B, C], `features` N tensors [B, D_i]."""

@@ -8,7 +8,6 @@ fractional epoch, because on whole epochs a short run would lose a fast decay at
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,21 +173,6 @@ def time_of(values: float | Mapping[float, float], clock: Clock, key: str) -> fl
     if isinstance(values, Mapping) and are_shares(values):
         return clock.step / clock.share_in_steps(1.0, key)
     return clock.epoch
-
-
-EPOCHS = re.compile(r"(\d+(?:\.\d+)?) ?epochs?")
-
-
-def length_in_batches(length: int | str, batches_per_epoch: float, key: str) -> int:
-    """Turn a length in mini-batches, or in epochs as in `3epochs`, into mini-batches."""
-    if isinstance(length, int) and not isinstance(length, bool) and length >= 0:
-        return length
-    match = EPOCHS.fullmatch(length) if isinstance(length, str) else None
-    if match is None:
-        raise ConfigError(f"{key} must be a whole number of at least 0, or epochs as in '3epochs', got {length!r}.")
-    if not math.isfinite(batches_per_epoch):
-        raise ConfigError(f"{key}={length}, but the training loader does not say how long an epoch is: give steps.")
-    return round(float(match[1]) * batches_per_epoch)
 
 
 def ema_rate(time_constant: float) -> float:

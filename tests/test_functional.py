@@ -74,11 +74,6 @@ def test_probabilities_space_gives_the_mean_of_softened_probabilities(include_se
         torch.testing.assert_close((target[i] / 3).softmax(-1), softened[chosen].mean(0), rtol=1e-10, atol=1e-12)
 
 
-def test_an_unknown_space_is_named() -> None:
-    with pytest.raises(ConfigError, match="space='votes': choose logits or probabilities"):
-        assemble(draw(2, 1, 2), 3.0, space="votes")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_logits_are_raised_to_float32(dtype: torch.dtype) -> None:
     student, teacher = draw(3, 4, 6).to(dtype), draw(3, 4, 6, seed=1).to(dtype)

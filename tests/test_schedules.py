@@ -17,13 +17,13 @@ from dkel_lightning.schedules import (
     at_time,
     ema_rate,
     ensemble_weight,
-    length_in_batches,
     milestones_in_epochs,
     rampup,
     rampup_released,
     time_of,
 )
 from dkel_lightning.settings.rampup import RampUp
+from dkel_lightning.settings.teacher import TeacherSettings
 
 
 def test_golden_schedules(golden: dict[str, Any]) -> None:
@@ -162,12 +162,12 @@ def test_milestones_as_shares_are_rounded_up_to_epochs(
     ("length", "batches"), [(0, 0), (20, 20), ("1epoch", 19), ("3epochs", 57), ("3 epochs", 57), ("0.5epochs", 10)]
 )
 def test_a_length_may_be_given_in_batches_or_in_epochs(length: int | str, batches: int) -> None:
-    assert length_in_batches(length, 19, "teacher.init_steps") == batches
+    assert TeacherSettings(init_steps=length).batches_of_initialisation(19) == batches
 
 
 def test_a_length_in_epochs_needs_epochs_of_a_known_length() -> None:
     with pytest.raises(ConfigError, match=r"teacher\.init_steps=1epoch, but the training loader does not say how long"):
-        length_in_batches("1epoch", math.inf, "teacher.init_steps")
+        TeacherSettings(init_steps="1epoch").batches_of_initialisation(math.inf)
 
 
 def test_the_rate_of_a_time_constant() -> None:

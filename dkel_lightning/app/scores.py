@@ -63,7 +63,7 @@ def _validation_accuracy(module: DistillationModule, member: str) -> float | Non
 
 def _passed_over(module: DistillationModule, deployed: str) -> dict[str, Any] | None:
     """Return the network that the method deploys by default, if another kind was selected in validation."""
-    network = deployment.usual_member(module)
+    network = deployment.default_member(module)
     accuracy = _validation_accuracy(module, network)
     alike = network.partition("_")[0] == deployed.partition("_")[0]
     return None if alike or accuracy is None else {"network": network, "validation_accuracy": accuracy}

@@ -121,17 +121,17 @@ def build(  # noqa: D417
         shape = image_shape(in_channels, image_size)
         num_classes = 100 if isinstance(backbone, str) else classes_of(copy_model(backbone), classifier, shape)
     draw = NetworkDraw(
-        backbone,
-        num_classes,
-        arrangement.peers,
-        split_at,
-        classifier,
-        in_channels,
-        image_size,
-        views_per_pass or preset.views_per_pass,
-        arrangement.classifiers,
-        arrangement.sharing,
-        pretrained,
+        backbone=backbone,
+        num_classes=num_classes,
+        peers=arrangement.peers,
+        split_at=split_at,
+        classifier=classifier,
+        in_channels=in_channels,
+        image_size=image_size,
+        views_per_pass=views_per_pass or preset.views_per_pass,
+        classifiers=arrangement.classifiers,
+        sharing=arrangement.sharing,
+        pretrained=pretrained,
     )
     student = StudentModule(draw(seed, "student"))
     start = None
@@ -139,7 +139,7 @@ def build(  # noqa: D417
         state_dict, _ = read_weights(Path(weights), "backbone", cls.load_from_checkpoint, backbone)
         start = partial(load_peers, weights=state_dict, path=Path(weights))
         if (classes := start(student.network)) is not None:
-            print_once(f"{weights} knows {classes} classes, the data has {num_classes}: classifiers are drawn anew.")
+            print_once(f"{weights} has {classes} classes, the data {num_classes}: the classifiers are re-initialised.")
     teacher_module, prepared = None, None
     if teaching is not None:
         teacher_module, prepared = make_teacher(
@@ -229,5 +229,5 @@ def load_from_checkpoint(  # noqa: D417
         typed = {"weights": None, "pretrained": False, **typed}
     recipe["teacher"] = merge(recipe["teacher"], typed)
     module = cls.build(**(recipe | others))
-    checkpoint_state.load(module, checkpoint, checkpoint_path)
+    checkpoint_state.load(module, checkpoint)
     return module.to(next(iter(checkpoint["state_dict"].values())).device)

@@ -161,7 +161,7 @@ def _check_pretrained(backbone: object, num_classes: int) -> None:
     classes = pretrained_classes(str(backbone)) if external else "no"
     if classes != num_classes:
         raise ConfigError(
-            f"teacher.pretrained: the library's weights of {backbone} know {classes} classes, the data has "
+            f"teacher.pretrained: the library's weights of {backbone} have {classes} classes, the data "
             f"{num_classes}: set teacher.backbone to torchvision:NAME, timm:NAME or hf:FOLDER with weights of these "
             "classes, or give teacher.weights."
         )
@@ -203,7 +203,7 @@ def attach(module: DistillationModule) -> None:
             part.network.unwatch()
     with seeded(seed, "method parts"):
         method.attach(student.network, None if teacher is None else teacher.network)
-    # DDP would overwrite them with those of the first process before every step; a frozen teacher has the same on all.
+    # DDP broadcasts buffers from the first process at every step. These differ on purpose, or are constant.
     ignored = [f"method.{name}" for name in method.process_buffers]
     if teacher is not None:
         teacher.is_read = method.needs.teacher and method.needs.teacher_outputs

@@ -137,7 +137,7 @@ def load(
             classes = int(*counts.pop())
             if not keep_classifier:
                 raise CheckpointError(
-                    f"{path} knows {classes} classes, the data has {num_classes}: take weights that were trained on "
+                    f"{path} has {classes} classes, the data {num_classes}: take weights that were trained on "
                     "these classes."
                 )
             weights |= {name: ours[name] for name in others}

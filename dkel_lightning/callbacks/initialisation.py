@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
@@ -20,7 +18,7 @@ from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import DataError
 from dkel_lightning.modules.batch import unpack_checked
 from dkel_lightning.runtime.processes import make_equal
-from dkel_lightning.runtime.seeding import derive_seed, generator
+from dkel_lightning.runtime.seeding import generator, seed_process
 
 if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule
@@ -126,13 +124,10 @@ def _shuffled(sampler: Iterable[Any], draws: torch.Generator) -> Iterable[Any]:
 
 
 @contextlib.contextmanager
-def isolated_rng(module: LightningModule, rank: int) -> Iterator[None]:
+def isolated_rng(module: DistillationModule, rank: int) -> Iterator[None]:
     """Key what layers and transforms draw by (seed, "init", rank), and leave training's random numbers untouched."""
-    seed = derive_seed(int(getattr(module, "seed", 0)), "init", rank)
     with isolate_rng(include_cuda=module.device.type == "cuda"):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        seed_process(module.seed, "init", rank)
         yield
 
 

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,6 @@ KEY = "dkel_lightning"
 FORMAT = 3
 _MAY_DIFFER = ("batch_keys", "deploy", "image_size", "seed")
 """Settings of a recipe that affect neither the networks nor the loss."""
-
-
-def add_metadata(
-    checkpoint: dict[str, Any],
-    recipe: Mapping[str, Any] | None,
-    members: Sequence[str],
-    processes: Sequence[Mapping[str, Any]] = (),
-    trained_with: Mapping[str, str] | None = None,
-) -> None:
-    """Add the format number, the recipe that rebuilds the networks, and the state of each process.
-
-    Args:
-        checkpoint: Lightning's, extended in place.
-        recipe: arguments of `DistillationModule.build`; None if the parts were built by hand.
-        members: names of the networks that are scored.
-        processes: random generators and tensors that differ between processes, by rank.
-        trained_with: class names of optimizer, scheduler and augmentation.
-    """
-    checkpoint[KEY] = {
-        "format": FORMAT,
-        "recipe": dict(recipe) if recipe is not None else None,
-        "members": [*members],
-        "processes": [dict(state) for state in processes],
-        "trained_with": dict(trained_with or {}),
-    }
 
 
 def load(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def linear_weights(logits: Tensor, labels: Tensor) -> Tensor:
     `LINEAR_STEPS` steps, nothing read back to the host.
     """
     logits = at_least_float32(logits)
-    # Weights sum to 1, so what all peers say alike has no part in the gradient.
+    # The weights sum to 1, so subtracting the mean of the peers changes no gradient.
     differing = logits - logits.mean(0)
     truth = one_hot(labels, logits.shape[-1]).to(logits.dtype)
     whole = truth.sum(-1, keepdim=True)

@@ -7,9 +7,7 @@ same number of processes restores them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,19 +32,6 @@ TEACHER = "teacher.network."
 """Prefix of the names of a teacher's weights."""
 
 
-@dataclass
-class Restored:
-    """The state of a checkpoint other than its weights, until the fit has restored it.
-
-    Attributes:
-        processes: the state of each process.
-        trained_with: the classes of optimizer, scheduler and augmentation.
-    """
-
-    processes: Sequence[ProcessState] = ()
-    trained_with: Mapping[str, str] = field(default_factory=dict)
-
-
 def save(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
     """Add the recipe of the networks and the state of all processes: primitives and tensors only.
 
@@ -58,23 +43,25 @@ def save(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
     if module.teacher is not None and module.teacher.is_external:
         for name in [name for name in state_dict if name.startswith(TEACHER)]:
             del state_dict[name]
-    file_format.add_metadata(checkpoint, module.recipe, module.scores.members, processes, _training_classes(module))
+    checkpoint[file_format.KEY] = {
+        "format": file_format.FORMAT,
+        "recipe": module.recipe,
+        "processes": processes,
+        "trained_with": _training_classes(module),
+    }
 
 
-def load(module: DistillationModule, checkpoint: dict[str, Any], path: str | Path) -> None:
+def load(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
     """Load the weights of a checkpoint strictly."""
     fill_in_teacher(module, checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
 
 
-def read(module: DistillationModule, checkpoint: dict[str, Any]) -> Restored:
-    """Read the state that a fit restores; refuse a checkpoint of another configuration."""
+def read(module: DistillationModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of this library, which a fit restores; refuse a checkpoint of another configuration."""
     file_format.check(checkpoint, module.recipe)
     fill_in_teacher(module, checkpoint)
-    if not _is_fitting(module):
-        return Restored()
-    metadata = checkpoint[file_format.KEY]
-    return Restored(metadata["processes"], metadata["trained_with"])
+    return dict(checkpoint[file_format.KEY]) if _is_fitting(module) else {}
 
 
 def fill_in_teacher(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
@@ -105,9 +92,9 @@ def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
     return any(name.startswith(TEACHER) for name in state_dict)
 
 
-def restore_process(module: DistillationModule, restored: Restored) -> None:
+def restore_process(module: DistillationModule, restored: dict[str, Any]) -> None:
     """Restore the tensors and generators of this process, once, if the number of processes is the same."""
-    processes, restored.processes = restored.processes, ()
+    processes = restored.pop("processes", ())
     if len(processes) != world_size():
         return
     state = processes[process_rank()]
@@ -137,9 +124,9 @@ def unfreeze_optimized(module: DistillationModule) -> None:
                 parameter.requires_grad_(True)
 
 
-def check_training_classes(module: DistillationModule, restored: Restored) -> None:
+def check_training_classes(module: DistillationModule, restored: dict[str, Any]) -> None:
     """Compare optimizer, scheduler and augmentation with those that the checkpoint names, once."""
-    saved, restored.trained_with = restored.trained_with, {}
+    saved = restored.pop("trained_with", {})
     present = _training_classes(module)
     changed = [what for what in present if saved.get(what, present[what]) != present[what]]
     if not changed:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def members(module: DistillationModule) -> tuple[str, ...]:
-    """Name the scored members, in the order of `Evaluated.logits`."""
+    """Name the scored members, in the order of the logits of `DistillationModule.evaluate`."""
     names = [f"student_{peer}" for peer in range(module.student.num_peers)]
     names += ["student_ensemble"] if module.student.num_peers > 1 else []
     names += ["ensemble"] if module.method.has_ensemble else []
@@ -45,15 +45,15 @@ def candidates(module: DistillationModule, choice: Deploy) -> list[str]:
     """
     if choice.network == "ensemble":
         return ["ensemble"]
-    usual, names = module.method.needs.deploy, []
+    default, names = module.method.needs.deploy, []
     for network in _networks(module, choice):
-        peer = choice.peer if choice.peer != "auto" else usual.peer if network == usual.network else "best"
+        peer = choice.peer if choice.peer != "auto" else default.peer if network == default.network else "best"
         peers = module.scores.peers[network]
         names += peers if isinstance(peer, str) else [peers[peer]]
     return names
 
 
-def usual_member(module: DistillationModule) -> str:
+def default_member(module: DistillationModule) -> str:
     """Name the member that the method deploys by default, whatever the other network has reached."""
     return deployed_member(module, choice=Deploy(_networks(module, Deploy())[0]))
 
@@ -79,14 +79,13 @@ def deployed_member(module: DistillationModule, accuracy: Tensor | None = None, 
         choice: the network and peer to deploy.
     """
     accuracy = module.scores.validation_accuracy if accuracy is None else accuracy
-    by_name = dict(zip(module.scores.members, torch.nan_to_num(accuracy, nan=0.0).tolist(), strict=True))
-    return max(candidates(module, choice or module.deployment), key=by_name.__getitem__)
+    return module.scores.best(candidates(module, choice or module.deployment), accuracy)
 
 
 def choose(module: DistillationModule, network: str | None, peer: int | str | None) -> Deploy:
     """Override the module's choice."""
-    usual = module.deployment
-    choice = Deploy(network or usual.network, usual.peer if peer is None else peer)
+    default = module.deployment
+    choice = Deploy(network or default.network, default.peer if peer is None else peer)
     check_deployment(module, choice)
     return choice
 

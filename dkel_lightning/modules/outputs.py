@@ -1,4 +1,4 @@
-"""The inputs of a method, and the outputs of an evaluation.
+"""The inputs of a method.
 
 P peers, B samples, C classes, D features.
 """
@@ -52,16 +52,3 @@ class MethodInputs:
     def classes(self) -> Tensor:
         """The class of each sample, [B]: the argmax of labels that are distributions."""
         return classes_of(self.labels if self.raw_labels is None else self.raw_labels)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The outputs of all members for an evaluation batch.
-
-    Attributes:
-        logits: [N, B, C], float32, in the order of `scores.members`.
-        features: [B, D_i] of each student peer, then of each teacher peer.
-    """
-
-    logits: Tensor
-    features: tuple[Tensor, ...]

@@ -31,6 +31,7 @@ class PeersModule(LightningModule):
 
     Attributes:
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; at 0 these stay in eval mode.
+        is_frozen: whether the whole network stays in eval mode.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class PeersModule(LightningModule):
         self._factories = (optimizer, scheduler, interval)
         self.scores = NetworkScores(network.num_peers)
         self.lr_scale = 1.0
+        self.is_frozen = False
         self.compiled: Callable[[Tensor], PeerOutputs] | None = None
 
     def pass_through(self, views: Tensor) -> PeerOutputs:
@@ -55,16 +57,13 @@ class PeersModule(LightningModule):
         return {**super().__getstate__(), "compiled": None}  # it refers to the weights of the original
 
     def train(self, mode: bool = True) -> PeersModule:
+        """Set the mode; frozen layers stay in eval mode, which keeps their statistics."""
         super().train(mode)
-        self.hold_frozen()
-        return self
-
-    def hold_frozen(self) -> None:
-        """Put the layers that `lr_scale` freezes into eval mode, which keeps their statistics."""
-        if self.lr_scale == 0 and self.network.training:
+        if self.is_frozen or self.lr_scale == 0:
             self.network.eval()
             for classifier in self.network.classifiers:
-                classifier.train()
+                classifier.train(mode and not self.is_frozen)
+        return self
 
     @property
     def num_peers(self) -> int:

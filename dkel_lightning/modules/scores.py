@@ -140,7 +140,7 @@ class Scores(nn.Module):
             named = dict(zip(self.members, of_members, strict=True))
             for network, mean in self.means_of_peers(of_members).items():
                 named[f"{network}_mean"] = mean
-                named[f"{network}_best"] = named[self.best_peer(network, chooser)]
+                named[f"{network}_best"] = named[self.best(self.peers[network], chooser)]
             logs |= {f"{stage}/{kind}/{member}": value for member, value in named.items()}
         module.log_dict(logs, sync_dist=True)
 
@@ -161,10 +161,10 @@ class Scores(nn.Module):
             if peers
         }
 
-    def best_peer(self, network: str, scores: Tensor) -> str:
-        """Name the peer of `teacher` or `student` with the highest of the members' `scores` [N]; NaN counts as 0."""
+    def best(self, among: Sequence[str], scores: Tensor) -> str:
+        """Name the first of some members with the highest of all members' `scores` [N]; NaN counts as 0."""
         by_name = dict(zip(self.members, torch.nan_to_num(scores, nan=0.0).tolist(), strict=True))
-        return max(self.peers[network], key=by_name.__getitem__)
+        return max(among, key=by_name.__getitem__)
 
 
 def _check_any_known(accuracy: Tensor, split: str) -> None:

@@ -15,12 +15,10 @@ class StudentModule(PeersModule):
     only.
     """
 
-    _frozen = False
-
     def freeze_weights(self, frozen: bool) -> None:
         """Freeze or unfreeze the network; a frozen one stays in eval mode."""
-        if frozen != self._frozen:
-            self._frozen = frozen
+        if frozen != self.is_frozen:
+            self.is_frozen = frozen
             self.network.requires_grad_(not frozen)
             self.train(self.training)
 
@@ -30,12 +28,6 @@ class StudentModule(PeersModule):
         own = {id(parameter) for parameter in classifiers.parameters()}
         before = [parameter for parameter in self.network.parameters() if id(parameter) not in own]
         return {"student": nn.ParameterList(before), "student_classifiers": classifiers}
-
-    def train(self, mode: bool = True) -> StudentModule:
-        super().train(mode)
-        if self._frozen:
-            self.network.eval()
-        return self
 
     def forward(self, views: Tensor) -> PeerOutputs:
         """Classify `views`, [B, V, C, H, W] (peer i sees view i) or [B, C, H, W] (all see the same)."""

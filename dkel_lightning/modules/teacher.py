@@ -22,6 +22,9 @@ from dkel_lightning.runtime.processes import average_over_processes
 from dkel_lightning.schedules import at_time
 from dkel_lightning.settings.teacher import TeacherSettings
 
+Pairs = tuple[list[Tensor], list[Tensor]]
+"""Tensors of the teacher and of its student, in the same order."""
+
 
 class TeacherModule(PeersModule):
     """The teacher peers. They receive no gradient unless their update is `gradient`.
@@ -52,7 +55,8 @@ class TeacherModule(PeersModule):
         self.is_external = False
         self._alone = False
         self.is_read = True  # by the method
-        self._matching: ema.Matching | None = None
+        # The student that is followed, and the pairs of parameters and of buffers.
+        self._matched: tuple[PeerNetwork, Pairs, Pairs] | None = None
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0, dtype=torch.int64))
         self.register_buffer("rate", torch.tensor(0.0))
@@ -83,6 +87,7 @@ class TeacherModule(PeersModule):
         return output
 
     def _apply(self, fn: Any, recurse: bool = True) -> TeacherModule:
+        self._matched = None  # a move to another device or type replaces buffers
         # In a half type a step of the average towards the student would be rounded away.
         super()._apply(not_halved(fn) if self.settings.update == "ema" else fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -116,9 +121,8 @@ class TeacherModule(PeersModule):
     def train(self, mode: bool = True) -> TeacherModule:
         # The released code of PCL, DKEL and Mean Teacher keeps the averaged network in train mode.
         # Matched again after every validation, in case a part of a network was replaced.
-        self._matching = None
-        frozen = self.settings.update == "frozen" and not self._alone
-        super().train(mode and not frozen)
+        self._matched = None
+        super().train(mode)
         return self
 
     def set_rate(self, rate: float) -> None:
@@ -154,9 +158,8 @@ class TeacherModule(PeersModule):
         """
         learning = self.network if self.lr_scale else nn.ModuleList(self.network.classifiers)
         parameters = list(learning.parameters())
-        mode = self.network.training
-        self.network.requires_grad_(True).train()
-        self.hold_frozen()
+        mode = self.training
+        self.stand_alone(True)
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=self.settings.init_weight_decay)
         with torch.enable_grad():
             for batch in batches:
@@ -169,20 +172,22 @@ class TeacherModule(PeersModule):
                 average_over_processes([p.grad for p in parameters if p.grad is not None])
                 optimizer.step()
         optimizer.zero_grad()
-        self.network.requires_grad_(self.learns).train(mode)
-        self.hold_frozen()
+        self.train(mode)
+        self.stand_alone(False)
         self.initialised.fill_(True)
 
     def follow(self, student: PeerNetwork) -> None:
         """Make one EMA update towards `student`; teachers with another update do not change."""
         if self.settings.update != "ema":
             return
-        if self._matching is None or self._matching.student is not student:
-            self._matching = ema.Matching(self.network, student)
+        if self._matched is None or self._matched[0] is not student:
+            parameters, buffers = (ema.matched(self.network, student, kind) for kind in ("parameters", "buffers"))
+            self._matched = student, parameters, buffers
+        _, parameters, buffers = self._matched
         rate = ema.update_rate(self.updates, self._host_rate, self.settings.start)
-        ema.average_(*self._matching.matched("parameters"), rate)
+        ema.average_(*parameters, rate)
         if self.settings.batchnorm != "own":
-            self._follow_statistics(*self._matching.matched("buffers"), rate)
+            self._follow_statistics(*buffers, rate)
         self.updates += 1
 
     def _follow_statistics(self, ours: list[Tensor], theirs: list[Tensor], rate: float | Tensor) -> None:
@@ -199,6 +204,7 @@ class TeacherModule(PeersModule):
     def stand_alone(self, alone: bool) -> None:
         """Switch between training the teacher alone, with gradients, and teaching as configured."""
         self._alone = alone
+        self.is_frozen = self.settings.update == "frozen" and not alone
         self.network.requires_grad_(self.learns)
         # Lightning does not change the mode of modules.
         self.train(alone or self.training)
@@ -208,13 +214,13 @@ class TeacherModule(PeersModule):
             self.stand_alone(True)
 
     def on_train_end(self) -> None:
-        self.initialised.fill_(True)  # else the initialisation would disturb what was learnt
+        self.initialised.fill_(True)  # so that TeacherInitialisation leaves the weights as they are
 
     def teardown(self, stage: str) -> None:
         self.stand_alone(False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_matching": None}
+        return {**super().__getstate__(), "_matched": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -15,7 +15,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from dkel_lightning.errors import ConfigError
@@ -202,14 +202,10 @@ def walk(settings: Any, node: str = "", *, follow: bool = True) -> Iterator[tupl
         setting = declared.get(item.name)
         if is_dataclass(value) and not isinstance(value, type):
             yield from walk(value, key, follow=value == type(value)())
-        elif follow and setting is not None and setting.follows is not None and value == _default(item):
+        elif follow and setting is not None and setting.follows is not None and value == item.default:
             yield key, setting, f"${{{setting.follows}}}"
         else:
             yield key, setting, _plain(value)
-
-
-def _default(item: Any) -> Any:
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _plain(value: Any) -> Any:

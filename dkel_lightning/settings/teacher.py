@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from dkel_lightning.schedules import EPOCHS, Clock, at_time, ema_rate, length_in_batches, time_of
+from dkel_lightning.errors import ConfigError
+from dkel_lightning.schedules import Clock, at_time, ema_rate, time_of
 from dkel_lightning.settings.declarations import (
     Follows,
     Setting,
@@ -29,6 +32,9 @@ TRAININGS: Mapping[str, str] = {
 """The method that trains a teacher before its student, by the name of the training."""
 EARLY = 150 / 240
 """Share of its training after which a teacher is stopped early. Source: reviews of SoTeacher."""
+
+
+EPOCHS = re.compile(r"(\d+(?:\.\d+)?) ?epochs?")
 
 
 def _is_epochs(value: Any) -> bool:
@@ -73,7 +79,7 @@ class TeacherSettings(Settings, node="teacher"):
     update: Annotated[str, choice("How the teacher learns.", "ema", "gradient", "frozen")] = "ema"
     backbone: Annotated[str | None, text("Backbone of a separate teacher (kd); null: the student's.")] = None
     pretrained: Annotated[
-        bool, switch("Download the weights of a library's network; they must know the data's classes.")
+        bool, switch("Download the weights of a library's network; they must have the data's classes.")
     ] = False
     weights: Annotated[
         str | None,
@@ -99,7 +105,15 @@ class TeacherSettings(Settings, node="teacher"):
 
     def batches_of_initialisation(self, batches_per_epoch: float) -> int:
         """Return the length of the initialisation in mini-batches."""
-        return length_in_batches(self.init_steps, batches_per_epoch, "teacher.init_steps")
+        match = EPOCHS.fullmatch(str(self.init_steps))
+        if match is None:
+            return int(self.init_steps)
+        if not math.isfinite(batches_per_epoch):
+            raise ConfigError(
+                f"teacher.init_steps={self.init_steps}, but the training loader does not say how long an epoch is: "
+                "give steps."
+            )
+        return round(float(match[1]) * batches_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dkel_lightning.callbacks.label_noise import LabelNoiseFit
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.distillation import DistillationModule
-from dkel_lightning.modules.outputs import Evaluated
+from dkel_lightning.networks import PeerOutputs
 from dkel_lightning.settings.data import LabelNoise
 
 from .batches import whole
@@ -111,7 +111,7 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
     ((_, wrong, true),) = data.wrongly_labelled(999)
     # The student predicts the true label of every image, the teacher the wrong label of every second one.
     teacher = torch.where(torch.arange(len(true)) % 2 == 0, wrong, true)
-    evaluated = Evaluated(nn.functional.one_hot(torch.stack([true, teacher]), 10).float(), ())
+    evaluated = PeerOutputs(nn.functional.one_hot(torch.stack([true, teacher]), 10).float(), ())
     logged: dict[str, float] = {}
     monkeypatch.setattr(module, "evaluate", lambda views: evaluated)
     monkeypatch.setattr(module, "log", lambda name, share: logged.update({name: float(share)}))

@@ -47,7 +47,7 @@ def test_weights_of_a_folder_teach_if_they_know_these_classes(tmp_path: Path) ->
     images = torch.rand(3, 3, 16, 16)
     taught = module.teacher.eval().teach(images).logits[0]
     torch.testing.assert_close(taught, model(images).logits, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"know 3 classes, the data has 5"):
+    with pytest.raises(ConfigError, match=r"have 3 classes, the data 5"):
         DistillationModule.build("resnet8", 5, "kd", 1, teacher={"backbone": f"hf:{tmp_path}", "pretrained": True})
 
 

@@ -113,9 +113,8 @@ def test_labels_are_not_read_where_their_weight_is_0(name: str) -> None:
 def test_an_evaluation_scores_the_known_alone() -> None:
     module = build()
     for labels, part in ((with_known(FIRST), slice(6)), (LABELS[:2], slice(2))):
-        outputs = module.validation_step((IMAGES[part], labels), 0)
+        module.validation_step((IMAGES[part], labels), 0)
         module.test_step((IMAGES[part], labels), 0)
-        assert torch.equal(outputs["labels"], labels)
     found = []
     module.eval()
     logits = module.evaluate(IMAGES).logits.detach()

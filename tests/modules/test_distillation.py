@@ -30,7 +30,7 @@ from dkel_lightning.methods.dkel import DKEL
 from dkel_lightning.methods.dml import DML
 from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.modules.batch import images_of, unpack
-from dkel_lightning.modules.deployment import usual_member
+from dkel_lightning.modules.deployment import default_member
 from dkel_lightning.modules.peers import running_statistics
 from tests.modules.toy import (
     CLASSES,
@@ -302,7 +302,8 @@ def test_the_best_peer_is_that_of_the_last_validation_also_in_tests_and_deployme
     assert module.deployed_member() == "teacher_0"  # no validation yet
     accuracy = {"student_0": 0.2, "student_1": 0.9, "teacher_0": 0.3, "teacher_1": 0.4, "teacher_2": 0.8}
     module.scores.validation_accuracy.copy_(torch.tensor([accuracy.get(name, 0.1) for name in module.scores.members]))
-    chosen = [module.scores.best_peer(network, module.scores.validation_accuracy) for network in ("student", "teacher")]
+    scores = module.scores
+    chosen = [scores.best(scores.peers[network], scores.validation_accuracy) for network in ("student", "teacher")]
     assert chosen == ["student_1", "teacher_2"]
     assert module.deployed_member() == "student_1"
     logged = trainer().test(module, val_loader(), verbose=False)[0]
@@ -334,9 +335,9 @@ def test_validation_chooses_among_the_networks_that_may_be_deployed(
     module.scores.validation_accuracy.copy_(torch.tensor([reached.get(name, 0.1) for name in module.scores.members]))
     assert module.deployed_member() == member
     module.scores.validation_accuracy.fill_(0.5)  # of equal networks the method's own
-    assert usual_member(module).partition("_")[0] in ("teacher" if method == "dkel" else "student")
+    assert default_member(module).partition("_")[0] in ("teacher" if method == "dkel" else "student")
     if choice == Deploy():
-        assert module.deployed_member() == usual_member(module)
+        assert module.deployed_member() == default_member(module)
 
 
 def test_a_sanity_check_does_not_choose_a_peer() -> None:

@@ -111,6 +111,16 @@ def test_a_teacher_that_learns_keeps_the_statistics_of_its_own_batches() -> None
         assert not any(torch.equal(moved[name], drawn[name]) for name in drawn if "running" in name)
 
 
+def test_a_teacher_follows_networks_that_were_moved_to_another_type() -> None:
+    module = build("baseline", teacher={"batchnorm": "copy"})
+    module.update_teacher()
+    module.double()
+    for value in statistics_of(module.student.network):
+        module.student.network.get_buffer(value).fill_(3)
+    module.update_teacher()
+    assert same(statistics_of(module.teacher.network), statistics_of(module.student.network))
+
+
 def test_an_independent_draw_shares_no_random_tensor_with_its_student() -> None:
     module = build(peers=3)
     student = parameters_of(module.student.network)

@@ -251,7 +251,7 @@ def test_peers_and_an_independent_teacher_start_from_a_file_with_classifiers_of_
     weights_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), weights=weights_file)
-    assert capsys.readouterr().out == f"{weights_file} knows 5 classes, the data has 7: classifiers are drawn anew.\n"
+    assert capsys.readouterr().out == f"{weights_file} has 5 classes, the data 7: the classifiers are re-initialised.\n"
     expected = torch.load(weights_file)
     peers = [part.peer(index) for part in (module.student, module.teacher) for index in (0, 1)]
     for peer in peers:

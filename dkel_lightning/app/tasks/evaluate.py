@@ -64,7 +64,7 @@ def _check_classes(module: DistillationModule, data: ClassificationData, path: P
     """Refuse data with another number of classes; warn of classes with other names than in the training."""
     if module.student.num_classes != data.num_classes:
         raise CheckpointError(
-            f"{path} knows {module.student.num_classes} classes, the data has {data.num_classes}: "
+            f"{path} has {module.student.num_classes} classes, the data {data.num_classes}: "
             "set data and data.root to the data it was trained on."
         )
     names = zip(class_names(run_of(path)), data.class_names, strict=False)

@@ -222,7 +222,7 @@ def _test_best(
     if not broadcast_from_rank_zero(path.is_file()):
         return None
     checkpoint = load(path, module.device)
-    checkpoint_state.load(module, checkpoint, path)
+    checkpoint_state.load(module, checkpoint)
     return scores.test(trainer, module, data, int(checkpoint["epoch"]) + 1)
 
 
