@@ -35,6 +35,9 @@ from dkel_lightning.settings.teacher import TeacherSettings
 if TYPE_CHECKING:
     from dkel_lightning.distillation import DistillationModule
 
+LR_SCALE_OF_TRAINED = 0.3
+"""Default `lr_scale` of trained weights. Measured: docs/results/recipe."""
+
 
 def build(  # noqa: D417
     cls: type[DistillationModule],
@@ -48,7 +51,7 @@ def build(  # noqa: D417
     classifier: str | None = None,
     pretrained: bool | None = None,
     weights: str | Path | None = None,
-    lr_scale: float = 1.0,
+    lr_scale: float | None = None,
     teacher: str | Mapping[str, Any] | TeacherSettings | None = None,
     in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
@@ -84,7 +87,8 @@ def build(  # noqa: D417
         weights: file of the initial weights of each peer, and of a teacher that is drawn independently: a checkpoint of
             this library or a state_dict. The classifiers are drawn if the file's has another number of classes.
         lr_scale: learning rate of all but the classifiers, as a share of the optimizer's; 0 freezes them, statistics
-            included. Schedulers that replace the rates of all groups, such as OneCycleLR, undo it.
+            included. By default 0.3 where they start from trained weights, else 1. Schedulers that replace the rates of
+            all groups, such as OneCycleLR, undo it.
         teacher: settings that change those of the method, or a preset's name or TeacherSettings instead; `none` for
             no teacher.
         in_channels: channels of the images.
@@ -165,6 +169,10 @@ def build(  # noqa: D417
         seed=seed,
         execution=execution,
     )
+    if lr_scale is None:
+        lr_scale = LR_SCALE_OF_TRAINED if weights is not None or draw.starts_trained else 1.0
+        if lr_scale != 1 and not chosen.needs.fixed_student:
+            print_once(f"From trained weights: all but the classifiers learn at {lr_scale} of the rate (lr_scale).")
     module.scale_rate(lr_scale)
     if prepared is not None:
         chosen.load_prepared(prepared.method)

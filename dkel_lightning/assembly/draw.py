@@ -105,6 +105,11 @@ class NetworkDraw:
         return is_trained(model) if self.pretrained is None else self.pretrained
 
     @property
+    def starts_trained(self) -> bool:
+        """Whether the networks start from a trained model, or from the pretrained weights of a library."""
+        return bool(self.pretrained) if isinstance(self.backbone, str) else self._keeps(self.backbone)
+
+    @property
     def _shape(self) -> tuple[int, int, int]:
         return image_shape(self.in_channels, self.image_size)
 

@@ -37,5 +37,8 @@ class BackboneSettings(Settings, node="backbone"):
         str | None, text("File of each peer's initial weights, a checkpoint or a state_dict; null: drawn.")
     ] = None
     lr_scale: Annotated[
-        float, number("Rate of all but the classifiers, as a share of optimizer.lr; 0 freezes them.", 0, 1000)
-    ] = 1.0
+        float | None,
+        number(
+            "Rate of all but the classifiers, as a share of optimizer.lr; null: 1, from trained weights 0.3.", 0, 1000
+        ),
+    ] = None

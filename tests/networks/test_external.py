@@ -183,7 +183,7 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_the_cure(monkeypat
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:google/vit-base", "hf:vit"])
 def test_a_library_network_is_a_choice_of_the_command_line(name: str) -> None:
     expected = {"name": name, "views_per_pass": "all", "split_at": "layer3", "pretrained": False}
-    expected |= {"weights": None, "lr_scale": 1.0}
+    expected |= {"weights": None, "lr_scale": None}
     assert compose(f"backbone.name={name}", "backbone.split_at=layer3")["backbone"] == expected
 
 
@@ -251,7 +251,9 @@ def test_peers_and_an_independent_teacher_start_from_a_file_with_classifiers_of_
     weights_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = DistillationModule.build("torchvision:resnet18", 7, "dkel", 2, image_size=(32, 32), weights=weights_file)
-    assert capsys.readouterr().out == f"{weights_file} has 5 classes, the data 7: the classifiers are re-initialised.\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{weights_file} has 5 classes, the data 7: the classifiers are re-initialised."
+    assert said[1] == "From trained weights: all but the classifiers learn at 0.3 of the rate (lr_scale)."
     expected = torch.load(weights_file)
     peers = [part.peer(index) for part in (module.student, module.teacher) for index in (0, 1)]
     for peer in peers:
@@ -270,7 +272,7 @@ def test_the_same_classes_keep_the_classifier_of_the_file(
     weights_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = small("torchvision:resnet18", weights=weights_file)
-    assert not capsys.readouterr().out
+    assert "re-initialised" not in capsys.readouterr().out
     expected = torch.load(weights_file)["fc.weight"]
     assert all(torch.equal(module.student.peer(index).get_parameter("fc.weight"), expected) for index in (0, 1))
 
@@ -286,6 +288,15 @@ def test_downloaded_weights_start_peers_and_teacher(monkeypatch: pytest.MonkeyPa
             part.peer(1).get_parameter("layer4.1.conv2.weight"), given.get_parameter("layer4.1.conv2.weight")
         )
         assert part.peer(1).get_parameter("fc.weight").shape == (7, 512)
+
+
+def test_trained_weights_learn_at_a_third_of_the_rate_by_default(weights_file: Path) -> None:
+    network = models.resnet18(num_classes=5)
+    untrained, from_file = small(network), small("torchvision:resnet18", weights=weights_file)
+    nn.init.uniform_(network.bn1.weight)
+    trained, typed = small(network), small(network, lr_scale=1.0)
+    assert [module.student.lr_scale for module in (untrained, from_file, trained, typed)] == [1.0, 0.3, 0.3, 1.0]
+    assert [module.recipe["lr_scale"] for module in (untrained, trained) if module.recipe] == [1.0, 0.3]
 
 
 def fitted(lr_scale: float, **settings: Any) -> tuple[DistillationModule, dict[str, torch.Tensor], Trainer]:

@@ -88,7 +88,7 @@ def _on_teacher_network(values: Values, stage: str, method: str, settings: Mappi
     known = [field.name for field in fields(chosen.method.Settings)]
     shared = {name: settings[name] for name in known if name in settings and name != "labels"}
     network = teacher.get("backbone") or values["backbone"]["name"]
-    backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False, "lr_scale": 1.0}
+    backbone = {**values["backbone"], "name": network, "split_at": None, "pretrained": False, "lr_scale": None}
     return {
         **values,
         "seed": derive_seed(values["seed"], f"{stage} stage") % 2**31,
