@@ -59,7 +59,7 @@ type: $(VENV)/.dev ## check types
 audit: ## check the pinned versions for known vulnerabilities; CONSTRAINTS=constraints-min.txt for the oldest
 	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --disable-pip-version-check --quiet $(AUDITOR)
-	$(VENV)-audit/bin/python scripts/audit.py $(CONSTRAINTS)
+	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps --requirement $(CONSTRAINTS)
 
 AUDITOR := pip-audit==2.10.1
 

@@ -398,6 +398,7 @@ class DistillationModule(LightningModule):
         self._log_deployed("val", accuracy, accuracy)
 
     def on_test_epoch_start(self) -> None:
+        parts.warn_of_an_untrained_teacher(self)
         self.scores.begin(self.deployed_member())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:

@@ -75,15 +75,13 @@ def fill_in_teacher(module: DistillationModule, checkpoint: dict[str, Any]) -> N
     if holds_teacher(checkpoint["state_dict"]):
         teacher.is_external = False
         return
-    if not bool(teacher.initialised):
-        missing = (
+    if not bool(teacher.initialised) and _is_fitting(module):
+        raise CheckpointError(
             "The checkpoint leaves out its teacher: give its weights again (teacher.weights=FILE or "
             'teacher.pretrained=true; in Python teacher={"weights": FILE} or {"pretrained": True}).'
         )
-        if _is_fitting(module):
-            raise CheckpointError(missing)
-        rank_zero_warn(f"{missing} Until then the scores of the teacher are those of random weights.")
     weights = {f"{TEACHER}{name}": value for name, value in teacher.network.state_dict().items()}
+    weights["teacher.initialised"] = teacher.initialised
     checkpoint["state_dict"] = {**checkpoint["state_dict"], **weights}
 
 
