@@ -72,7 +72,7 @@ def test_a_slurm_job_saves_when_its_time_is_over_goes_into_the_queue_and_goes_on
     arguments = (*TINY, "trainer.max_epochs=40")
     done = start("slurm.sh", tmp_path, *arguments, **slurm, SIGNALLED=str(run / "metrics.csv"))
     assert done.returncode == 138, done.stderr
-    assert "Stopped by SIGUSR1" in done.stdout
+    assert "Resume with: dkel resume=" in done.stdout
     assert (tmp_path / "requeued").read_text() == "requeue 1077\n"
     assert not (run / "summary.json").exists()
     again = start("slurm.sh", tmp_path, *arguments, **slurm)
