@@ -28,7 +28,7 @@ RESUMABLE = (
 )
 """Groups and keys that a resume may change: where and how a run is executed, not what it computes."""
 
-COMPUTED = ("data.mean", "data.std", "task", "name", "checkpoint", "sweep", "hydra")
+COMPUTED = ("data.mean", "data.std", "backbone.lr_scale", "task", "name", "checkpoint", "sweep", "hydra")
 """Keys that do not affect the training, or that the run fills in."""
 
 CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy", "execution")

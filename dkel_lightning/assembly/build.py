@@ -170,8 +170,9 @@ def build(  # noqa: D417
         execution=execution,
     )
     if lr_scale is None:
-        lr_scale = LR_SCALE_OF_TRAINED if weights is not None or draw.starts_trained else 1.0
-        if lr_scale != 1 and not chosen.needs.fixed_student:
+        trained = (weights is not None or draw.starts_trained) and not chosen.needs.fixed_student
+        lr_scale = LR_SCALE_OF_TRAINED if trained else 1.0
+        if trained:
             print_once(f"From trained weights: all but the classifiers learn at {lr_scale} of the rate (lr_scale).")
     module.scale_rate(lr_scale)
     if prepared is not None:

@@ -113,6 +113,11 @@ def test_a_run_of_own_images_is_read_and_resumed_without_naming_them_again(tmp_p
     tests = json.loads((run / "summary.json").read_text())["test"]
     assert json.loads((run / "evaluation_best" / "evaluation.json").read_text())["test"] == tests["best"]
     assert "dark" in (run / "predict_best" / "predictions.csv").read_text()
+    tuned = [*own, "trainer=cpu", "trainer.max_epochs=1", f"backbone.weights={run}/checkpoints/best.ckpt"]
+    for command in ([*tuned, "hydra.run.dir=tuned"], ["resume=tuned"], ["resume=tuned", *tuned]):
+        done = dkel(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "lr_scale: 0.3" in (tmp_path / "tuned" / "config.yaml").read_text()
 
 
 def test_a_folder_in_use_is_refused_and_a_sweep_skips_its_job(

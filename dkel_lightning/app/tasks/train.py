@@ -43,6 +43,7 @@ from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import CheckpointError, ConfigError, Interrupted
 from dkel_lightning.modules import checkpoint_state
 from dkel_lightning.runtime import memory, provenance
+from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.runtime.processes import broadcast_from_rank_zero, print_once
 from dkel_lightning.runtime.seeding import seed_process
 from dkel_lightning.settings.callbacks import CallbackSettings
@@ -84,10 +85,8 @@ def _train(run: Run, weights: Path | None = None) -> None:
             values = with_weights(values, None)  # a resume needs no file of weights
         del checkpoint  # releases the mapped file, which the next checkpoint replaces
     datamodule = prepare_data(values)
-    if datamodule.normalize is not None:  # an evaluation must not compute it again
-        constants = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
-        run = replace(run, values={**run.values, "data": {**run.values["data"], **constants}})
     module = build.distillation(values if weights is None else with_weights(values, weights), datamodule)
+    run = _with_resolved(run, module, datamodule)
     _check_monitor(settings.monitor, module)
     logger = MetricsFile(run.folder / METRICS, step)
     loggers = build_loggers(run, step)
@@ -131,6 +130,14 @@ def _train(run: Run, weights: Path | None = None) -> None:
     last = scores.test(trainer, module, datamodule, trainer.current_epoch)
     best = _test_best(trainer, module, datamodule, run)
     _report(run, last, best, cost, module, datamodule, loggers)
+
+
+def _with_resolved(run: Run, module: DistillationModule, datamodule: ClassificationData) -> Run:
+    """Replace null in settings that a resume or an evaluation could not derive again."""
+    groups: dict[str, dict[str, Any]] = {"backbone": {"lr_scale": (module.recipe or {})["lr_scale"]}}
+    if datamodule.normalize is not None:
+        groups["data"] = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
+    return replace(run, values=merge(run.values, groups))
 
 
 def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
