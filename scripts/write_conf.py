@@ -155,7 +155,7 @@ def comment(setting: Setting | None) -> str:
     """Write the meaning, and the words of a choice."""
     if setting is None:
         return ""
-    words = f" One of {', '.join(setting.options)}." if setting.options else ""
+    words = f" {setting.kind[0].upper()}{setting.kind[1:]}." if setting.options else ""
     return f"  # {setting.meaning}{words}"
 
 

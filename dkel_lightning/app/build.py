@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.data import own
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.errors import ConfigError
-from dkel_lightning.methods.base import Arrangement
 from dkel_lightning.modules.batch import number_of_views
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.networks.external import normalisation
@@ -34,8 +32,7 @@ MODELS: dict[str, nn.Module] = {}
 def datamodule(values: Values) -> LightningDataModule:
     """Build the data module that `data` names, with as many views as the method needs."""
     settings = {key: value for key, value in values["data"].items() if key not in ("name", "_target_")}
-    if values["backbone"]["pretrained"] and settings.get("mean") is None:
-        settings["mean"], settings["std"] = normalisation(values["backbone"]["name"])
+    settings |= pretrained_normalisation(values)
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
     if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":
@@ -51,6 +48,15 @@ def datamodule(values: Values) -> LightningDataModule:
     context = {"seed": values["seed"], "views": number_of_views(method["views"], peers)}
     built: LightningDataModule = kind(**{key: value for key, value in context.items() if key in takes}, **settings)
     return built
+
+
+def pretrained_normalisation(values: Values) -> dict[str, Any]:
+    """Return those of `mean` and `std` that are null in `data`, as the library's weights of the backbone need them."""
+    backbone, settings = values["backbone"], values["data"]
+    if not backbone["pretrained"] or backbone["name"] in MODELS:
+        return {}
+    known = dict(zip(("mean", "std"), normalisation(backbone["name"]), strict=True))
+    return {key: [*value] for key, value in known.items() if settings.get(key) is None}
 
 
 def data_class(settings: Values) -> type[LightningDataModule]:
@@ -72,9 +78,7 @@ def set_up(datamodule: LightningDataModule, values: Values) -> data.Classificati
 
 def distillation(values: Values, images: data.ClassificationData) -> DistillationModule:
     """Build the module for a data module that is set up."""
-    keys = [field.name for field in fields(Arrangement) if field.name != "name"]
-    arrangement = {key: values["method"].get(key) for key in keys}
-    method = {key: value for key, value in values["method"].items() if key not in keys}
+    method = dict(values["method"])
     context = {"samples": own.size(images, "train"), "student": values["backbone"]["name"]}
     method |= {key: value for key, value in context.items() if key in method and method[key] is None}
     channels, height, width = images.image_shape
@@ -87,13 +91,12 @@ def distillation(values: Values, images: data.ClassificationData) -> Distillatio
         backbone["name"] if model is None else model,
         images.num_classes,
         method,
-        **arrangement,
         teacher=values["teacher"],
         in_channels=channels,
         image_size=(height, width),
         views_per_pass=backbone["views_per_pass"],
         split_at=backbone["split_at"],
-        pretrained=backbone["pretrained"] if model is None else None,
+        pretrained=backbone["pretrained"] or (None if model is not None else False),
         weights=backbone["weights"],
         lr_scale=backbone["lr_scale"],
         targets=targets,

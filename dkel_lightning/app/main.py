@@ -94,17 +94,26 @@ def _describe(error: Exception) -> str:
 
 def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
     """Run the task of the configuration in `run_dir`; `typed` are the groups and keys that the user has set."""
+    task, trains = values["task"]["name"], values["task"]["name"] == "train"
     if values["task"]["folder"] and not values["checkpoint"]:
-        raise ConfigError(f"task={values['task']['name']} needs checkpoint=PATH.")
+        raise ConfigError(f"task={task} needs checkpoint=PATH.")
+    if values["checkpoint"] and not values["task"]["folder"]:
+        raise ConfigError(
+            f"task={task} reads no checkpoint: backbone.weights=PATH starts from one, resume=RUN resumes."
+        )
+    if values["resume"] and not trains:
+        raise ConfigError(f"task={task} resumes nothing: leave out resume, or give checkpoint=PATH.")
     import_modules(values["modules"])
     checkpoint = None
     if values["resume"]:
         path = resume_path(values["resume"])
         checkpoint = find_checkpoint(path)
+        loggers = load_config(run_of(path)).get("logger") or {}
+        if is_first() and (left_out := loggers.keys() - (values["logger"] or {}).keys()):
+            print(f"Without {', '.join(sorted(left_out))}: pass logger= again to log there.")
         values = saved.resume_settings(run_of(path), values, typed)
     elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():
         values = saved.checkpoint_settings(run_of(Path(values["checkpoint"])), values, typed)
-    trains = values["task"]["name"] == "train"
     with lock(run_dir) if trains else contextlib.nullcontext():
         if checkpoint is None and trains and not values["resume"]:
             checkpoint = _continue(run_dir, values)

@@ -28,8 +28,11 @@ RESUMABLE = (
 )
 """Groups and keys that a resume may change: where and how a run is executed, not what it computes."""
 
-COMPUTED = ("data.mean", "data.std", "backbone.lr_scale", "task", "name", "checkpoint", "sweep", "hydra")
-"""Keys that do not affect the training, or that the run fills in."""
+FILLED_IN = ("data.mean", "data.std")
+"""Keys that are null in a command and that the run fills in."""
+
+OF_COMMANDS = ("task", "name", "checkpoint", "sweep", "hydra")
+"""Groups that do not affect the training."""
 
 CHECKPOINT_GROUPS = ("data", "backbone", "method", "teacher", "deploy", "execution")
 """Groups that tasks take from the run of their checkpoint."""
@@ -71,12 +74,12 @@ def without_untrusted(saved: Values, composed: Values, typed: set[str], folder: 
 
 
 def _is_resumable(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in (*RESUMABLE, *COMPUTED))
+    return any(key == name or key.startswith(f"{name}.") for name in (*RESUMABLE, *OF_COMMANDS))
 
 
 def settings_hash(values: Values) -> str:
     """Hash the settings that a resume must not change; it is stored in checkpoints."""
-    fixed = {key: value for key, value in leaves(values).items() if not _is_resumable(key)}
+    fixed = {key: value for key, value in leaves(values).items() if not _is_resumable(key) and key not in FILLED_IN}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -89,7 +92,11 @@ def differences(saved: Values, values: Values, within: str = "") -> list[str]:
     keys = [
         key for key in {**before, **now} if not _is_resumable(key) and f"{key}.".startswith(within and f"{within}.")
     ]
-    return [f"{key}: {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    return [
+        f"{key}: {before.get(key)}, now {now.get(key)}"
+        for key in keys
+        if before.get(key) != now.get(key) and not (key in FILLED_IN and now.get(key) is None)
+    ]
 
 
 def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str, Any]:
@@ -129,10 +136,15 @@ def checkpoint_settings(folder: Path, composed: Values, typed: set[str]) -> dict
     values = {**composed, "name": config["name"], "modules": composed["modules"]}
     for group in CHECKPOINT_GROUPS:
         if group in typed:
+            if group == "data":  # the networks were trained on images normalised by these
+                values[group] |= {
+                    key: saved[group].get(key) for key in ("mean", "std") if values[group].get(key) is None
+                }
             continue
         values[group] = dict(saved[group])
         if group == "teacher":  # its weights are in the checkpoint, or the command names them again
-            values[group] |= {key: None for key in ("weights",) if key in values[group]}
+            left_out = {"weights": None, "pretrained": False}
+            values[group] |= {key: value for key, value in left_out.items() if key in values[group]}
         for key in typed:
             if key.startswith(f"{group}."):
                 _assign(values, key, _at(composed, key))

@@ -105,7 +105,12 @@ def train(
     finally:
         torch.set_num_threads(threads)
     name = values["backbone"]["name"]
-    return _trained(folder, build.MODELS.pop(name, name if reads_a_folder(name) else None))
+    teacher = values["teacher"].get("backbone")
+    return _trained(
+        folder,
+        build.MODELS.pop(name, name if reads_a_folder(name) else None),
+        {"backbone": teacher} if reads_a_folder(teacher) else None,
+    )
 
 
 def compose_call(
@@ -144,13 +149,13 @@ def _data(data: str) -> dict[str, str]:
     return {"experiment": "own_data", "data": kind, "data.root": data}
 
 
-def _trained(folder: Path, own: nn.Module | str | None) -> Trained:
+def _trained(folder: Path, own: nn.Module | str | None, teacher: dict[str, Any] | None) -> Trained:
     from dkel_lightning.app.tasks.evaluate import class_names
     from dkel_lightning.distillation import DistillationModule
 
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     test = summary["test"]["best"] or summary["test"]["last"]
-    module = DistillationModule.load_from_checkpoint(best_checkpoint(folder), backbone=own)
+    module = DistillationModule.load_from_checkpoint(best_checkpoint(folder), backbone=own, teacher=teacher)
     member, _, peer = test["deployed"].partition("_")
     network, names = module.deploy(member, int(peer or 0)), class_names(folder)
     config: Any = getattr(network, "config", None)

@@ -21,7 +21,8 @@ from dkel_lightning.modules.batch import Augmentation
 from dkel_lightning.modules.ensemble import EnsembleModule
 from dkel_lightning.modules.optim import OptimizerFactory, SchedulerFactory
 from dkel_lightning.modules.student import StudentModule
-from dkel_lightning.networks.outline import classes_of
+from dkel_lightning.networks.branching import is_trained
+from dkel_lightning.networks.outline import observe
 from dkel_lightning.runtime.mappings import merge
 from dkel_lightning.runtime.processes import print_once
 from dkel_lightning.runtime.seeding import seeded
@@ -123,7 +124,7 @@ def build(  # noqa: D417
     teaching = teacher_settings(chosen, preset, teacher, schedules)
     if num_classes is None:
         shape = image_shape(in_channels, image_size)
-        num_classes = 100 if isinstance(backbone, str) else classes_of(copy_model(backbone), classifier, shape)
+        num_classes = 100 if isinstance(backbone, str) else observe(copy_model(backbone), shape, classifier).num_classes
     draw = NetworkDraw(
         backbone=backbone,
         num_classes=num_classes,
@@ -137,6 +138,11 @@ def build(  # noqa: D417
         sharing=arrangement.sharing,
         pretrained=pretrained,
     )
+    if not isinstance(backbone, str) and pretrained is None and is_trained(backbone) is None:
+        print_once(
+            f"{type(backbone).__name__} has no normalisation layers that show whether it was trained, and counts as "
+            "untrained: pretrained=True (backbone.pretrained) keeps its weights."
+        )
     student = StudentModule(draw(seed, "student"))
     start = None
     if weights is not None:
@@ -237,6 +243,6 @@ def load_from_checkpoint(  # noqa: D417
     if recipe["teacher"]["update"] != "none":  # its weights are in the checkpoint, or typed again
         typed = {"weights": None, "pretrained": False, **typed}
     recipe["teacher"] = merge(recipe["teacher"], typed)
-    module = cls.build(**(recipe | others))
+    module = cls.build(**({"pretrained": False} | recipe | others))
     checkpoint_state.load(module, checkpoint)
     return module.to(next(iter(checkpoint["state_dict"].values())).device)

@@ -102,7 +102,7 @@ class NetworkDraw:
 
     def _keeps(self, model: nn.Module) -> bool:
         """Whether a model was trained: then only the classifiers are drawn."""
-        return is_trained(model) if self.pretrained is None else self.pretrained
+        return bool(is_trained(model) if self.pretrained is None else self.pretrained)
 
     @property
     def starts_trained(self) -> bool:

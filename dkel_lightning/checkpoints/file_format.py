@@ -93,17 +93,18 @@ def recipe(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]
     return arguments
 
 
-def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None) -> None:
-    """Raise an error if networks or method of a checkpoint differ from the recipe `ours`."""
+def check(checkpoint: Mapping[str, Any], ours: Mapping[str, Any] | None, fits: bool = True) -> None:
+    """Raise an error if networks or method of a checkpoint, or (`fits`) its rates, differ from the recipe `ours`."""
     theirs = _recipe(checkpoint, "This checkpoint")
     if theirs is None or ours is None:
         return
     mine, other = leaves(ours), leaves(theirs)
+    may_differ = _MAY_DIFFER if fits else (*_MAY_DIFFER, "lr_scale", "interval")
     differences = [
         f"{key}: {other.get(key)} in the checkpoint, {mine.get(key)} here"
         for key in mine
         # A key that is missing on one side belongs to another version, where the default applied.
-        if key in other and not key.startswith(_MAY_DIFFER) and mine.get(key) != other.get(key)
+        if key in other and not key.startswith(may_differ) and mine.get(key) != other.get(key)
     ]
     if differences:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dkel_lightning.data.augment import CropFlip
@@ -135,14 +136,15 @@ class ImageDataModule(ClassificationData, ABC):
         self.unlabelled_size = int((self.true_labels < 0).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a checksum of the training images that were chosen and of their labels."""
+        """Return a checksum of which training images were chosen, and of their labels."""
         train = self._stored("train")
         return {"train": zlib.crc32(train.labels.numpy().tobytes() + train.chosen.tobytes())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise an error if the images or labels have changed."""
-        if state_dict != self.state_dict():
-            raise DataError(f"{self.root} is not the data of the resumed run: its images or labels have changed.")
+        """Raise an error if a resumed training has other labels, or another number of images."""
+        fits = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if fits and state_dict != self.state_dict():
+            raise DataError(f"{self.root} is not the data of the resumed run: its labels or their number have changed.")
 
     def teardown(self, stage: str | None = None) -> None:
         self._resident.clear()
@@ -261,6 +263,8 @@ class ImageDataModule(ClassificationData, ABC):
             measured = channel_statistics(data.train.images)
             mean, std = mean or measured[0], std or measured[1]
         channels = data.train.images.shape[1]
+        if channels not in (1, 3) and {self.policy, self.augment_strong} - {"standard", None}:
+            raise ConfigError(f"data.augment={self.policy} takes images of 1 or 3 channels, the data has {channels}")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(f"data.{name} has {len(values)} values for images of {channels} channel(s)")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
-from dkel_lightning.errors import DataError
+from dkel_lightning.errors import ConfigError, DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CACHE_FOLDER = "dkel_cache"
@@ -76,7 +76,7 @@ class EncodedImages:
     ndim = 4
 
     def __init__(self, count: int, size: int, encoded: Callable[[int], tuple[bytes, str]], margin: float = 1.0) -> None:
-        self.shape = (count, 3, size, size)
+        self.shape = (count, 3, check_image_size(size), size)
         self.size = self.nbytes = count * 3 * size * size
         self.encoded = encoded
         self.margin = margin
@@ -110,9 +110,8 @@ class Cache:
     def __init__(self, folder: Path, files: Sequence[str], root: Path, size: int) -> None:
         self.files = files
         self.root = root
-        self.shape = (3, size, size)
-        status = ((self.short(name), Path(name).stat()) for name in files)
-        facts = [(name, about.st_size, about.st_mtime_ns) for name, about in status]
+        self.shape = (3, check_image_size(size), size)
+        facts = [(self.short(name), *_size_and_time(Path(name))) for name in files]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self.path = folder / f"{size}px-{digest}.npy"
 
@@ -136,7 +135,7 @@ class Cache:
                 for start in track(starts, f"decoding into {self.path}", disable=not sys.stdout.isatty()):
                     chunk = self.files[start : start + _CHUNK]
                     for name, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
-                        if isinstance(image, DataError | OSError):
+                        if isinstance(image, DataError | FileNotFoundError):
                             broken[self.short(name)] = str(image.__cause__ or image)
                         else:
                             file.write(image.tobytes())
@@ -163,8 +162,22 @@ class Cache:
         header = {"descr": "|u1", "fortran_order": False, "shape": (images, *self.shape)}
         np.lib.format.write_array_header_1_0(file, header)
 
-    def _decode(self, name: str) -> NDArray[np.uint8] | DataError | OSError:
+    def _decode(self, name: str) -> NDArray[np.uint8] | DataError | FileNotFoundError:
         try:
             return decode_to(Path(name).read_bytes(), name, self.shape)
-        except (DataError, OSError) as error:
+        except (DataError, FileNotFoundError) as error:
             return error
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    if not file.exists():  # a link to nothing
+        return -1, 0
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_image_size(size: int) -> int:
+    """Refuse a size that is not a whole number above 0."""
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"data.image_size must be a whole number above 0, got {size!r}.")
+    return size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dkel_lightning.assembly.weights import read_file, refuse_folder
 from dkel_lightning.distillation import DistillationModule
-from dkel_lightning.errors import CheckpointError, ConfigError
+from dkel_lightning.errors import CheckpointError, ConfigError, first_line
 from dkel_lightning.export.metadata import Record
 from dkel_lightning.networks import logits_of
 from dkel_lightning.networks.outline import LogitsOf
@@ -85,7 +85,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
             verbose=False,
         )
     except Exception as error:  # tracing a network can fail in any way
-        raise ConfigError(f"torch cannot write this network as ONNX: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"torch cannot write this network as ONNX: {first_line(error)}") from error
     assert program is not None
     # Source locations: paths of this machine, several times the size of the graph.
     for part in (*program.model.graph, *(node for function in program.model.functions.values() for node in function)):
@@ -100,7 +100,7 @@ def _traced(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram
                 network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}
             )
     except Exception as error:  # tracing a network can fail in any way
-        raise ConfigError(f"torch.export cannot trace this network: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"torch.export cannot trace this network: {first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -120,6 +120,8 @@ def open_exported(path: Path | str, *, trust: bool = False) -> Exported:
     path = path / record.file if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"No exported network at {path}: pass the folder of an export.")
+    if path.name != record.file:
+        raise CheckpointError(f"{path.parent} describes {record.file}, a later export: export {path.name} again.")
     if path.suffix == ".pt2" and not trust:
         raise CheckpointError(
             f"{path} may contain objects that run code on loading, as any .pt2. Open your own files by "
@@ -133,13 +135,13 @@ def open_file(path: Path, build: Callable[[], nn.Module]) -> Classifier:
     if path.suffix == ".onnx":
         return _open_onnx(path)
     if path.suffix == ".pt2":
-        return _without_gradient(torch.export.load(path).module())
+        return without_gradient(torch.export.load(path).module())
     network = build()
     try:
         network.load_state_dict(dict(read_file(path, "export again")), strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {path} do not fit the network of the export: {error}") from error
-    return _without_gradient(network.eval())
+    return without_gradient(network.eval())
 
 
 def blank_copy(network: nn.Module) -> nn.Module:
@@ -186,7 +188,9 @@ def _open_onnx(path: Path) -> Classifier:
     return classify
 
 
-def _without_gradient(network: nn.Module) -> Classifier:
+def without_gradient(network: nn.Module) -> Classifier:
+    """Wrap a network as images -> logits, without gradients."""
+
     def classify(images: Tensor) -> Tensor:
         with torch.no_grad():
             return logits_of(network(images))

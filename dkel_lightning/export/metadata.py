@@ -66,8 +66,7 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return primitives, with the steps in words."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {**values, "steps": self.steps}
+        return {**asdict(self), "steps": self.steps}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:

@@ -59,7 +59,7 @@ def load(module: DistillationModule, checkpoint: dict[str, Any]) -> None:
 
 def read(module: DistillationModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of this library, which a fit restores; refuse a checkpoint of another configuration."""
-    file_format.check(checkpoint, module.recipe)
+    file_format.check(checkpoint, module.recipe, fits=_is_fitting(module))
     fill_in_teacher(module, checkpoint)
     return dict(checkpoint[file_format.KEY]) if _is_fitting(module) else {}
 
@@ -91,10 +91,14 @@ def holds_teacher(state_dict: Mapping[str, Any]) -> bool:
 
 
 def restore_process(module: DistillationModule, restored: dict[str, Any]) -> None:
-    """Restore the tensors and generators of this process, once, if the number of processes is the same."""
+    """Restore the tensors and generators of this process, once."""
     processes = restored.pop("processes", ())
-    if len(processes) != world_size():
+    if not processes:
         return
+    if len(processes) != world_size():
+        raise CheckpointError(
+            f"{len(processes)} processes wrote the checkpoint, and there are {world_size()}: resume with as many."
+        )
     state = processes[process_rank()]
     targets = tensors_of_process(module)
     with torch.no_grad():

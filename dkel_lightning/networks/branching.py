@@ -123,10 +123,11 @@ def redraw_(module: nn.Module) -> nn.Module:
     return module
 
 
-def is_trained(model: nn.Module) -> bool:
-    """Whether a model has trained weights: those of untrained normalisation layers are constant."""
+def is_trained(model: nn.Module) -> bool | None:
+    """Whether a model has trained weights: those of untrained normalisation layers are constant; None without any."""
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    return not all(_is_constant(parameter) for norm in norms for parameter in norm.parameters(recurse=False))
+    parameters = [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+    return not all(map(_is_constant, parameters)) if parameters else None
 
 
 def _is_constant(parameter: Tensor) -> bool:

@@ -93,6 +93,8 @@ def _torchvision(name: str, num_classes: int, in_channels: int, size: tuple[int,
         )
     arguments = size_arguments(f"torchvision:{name}", size)
     if name in ("googlenet", "inception_v3"):
+        if pretrained:
+            raise ConfigError(f"The weights of torchvision:{name} need its auxiliary outputs: take timm:inception_v3.")
         arguments["aux_logits"] = False
     if pretrained:
         return _load(f"torchvision:{name}", lambda: models.get_model(name, weights="DEFAULT", **arguments))

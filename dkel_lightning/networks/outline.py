@@ -123,7 +123,7 @@ def observe(
                 channels, height, width = image_shape
                 raise ConfigError(
                     f"{type(model).__name__} does not take images of {channels} channels and {height}x{width} "
-                    f"({str(error).strip()}): pass the in_channels and image_size of yours."
+                    f"({str(error).strip()}): set in_channels and image_size to those of your images."
                 ) from error
     if type(outputs[0]) is not type(outputs[1]):
         kinds = " and ".join(type(output).__name__ for output in outputs)
@@ -245,8 +245,3 @@ def _children(module: nn.Module) -> list[str]:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name."""
     return dict([*model.named_parameters(), *model.named_buffers()])
-
-
-def classes_of(model: nn.Module, classifier: str | None = None, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> int:
-    """Return the number of classes of `model`."""
-    return observe(model, image_shape, classifier).num_classes

@@ -195,7 +195,7 @@ class PeerNetwork(nn.Module, ABC):
             channels, height, width = self.image_shape
             raise ConfigError(
                 f"The network does not take images of {channels} channels and {height}x{width} ({error}): "
-                "pass the in_channels and image_size of yours."
+                "set in_channels and image_size to those of your images."
             ) from error
         finally:
             for module, training in modes:

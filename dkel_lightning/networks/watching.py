@@ -19,8 +19,8 @@ from dkel_lightning.settings.declarations import did_you_mean
 Named = dict[str, tuple[Tensor, ...]]
 """Outputs of modules by name, one tensor [B, ...] a peer."""
 
-_PREFIXES = ("", "trunk.", "branch.body.", "branch.")
-"""Prefixes tried for a name, because registered backbones have two parts and `stage3` may be in either."""
+_PARTS = ("trunk.", "branch.body.", "branch.")
+"""Prefixes of a registered backbone's two parts: its `stage3` may be in either."""
 
 
 class StandIn:
@@ -145,10 +145,10 @@ class Watched:
 def find(peer: nn.Module, name: str, setting: str) -> nn.Module:
     """Return the module `name` of a peer's classifier."""
     modules: dict[str, nn.Module] = dict(peer.named_modules())
-    for prefix in _PREFIXES:
-        if name and f"{prefix}{name}" in modules:
-            return modules[f"{prefix}{name}"]
-    names = dict.fromkeys(_short(full_name) for full_name in modules if full_name)
+    for part in ("", *_parts(peer)):
+        if name and f"{part}{name}" in modules:
+            return modules[f"{part}{name}"]
+    names = dict.fromkeys(_short(full_name, peer) for full_name in modules if full_name)
     hint = did_you_mean(name, names, most=3) or f" The first are {', '.join([*names][:12])}."
     raise ConfigError(f"{setting} names {name!r}, but {type(peer).__name__} has no such module.{hint}")
 
@@ -159,7 +159,7 @@ def stages_of(peer: nn.Module, setting: str) -> tuple[str, ...]:
     Of registered backbones `stage1`, ...; of torchvision's and timm's ResNets `layer1`, ...; of other models of timm
     their `feature_info`.
     """
-    names = [_short(name) for name, _ in peer.named_modules()]
+    names = [_short(name, peer) for name, _ in peer.named_modules()]
     for pattern in (r"stage\d+", r"layer\d+"):
         if stages := [name for name in names if re.fullmatch(pattern, name)]:
             return tuple(stages)
@@ -178,5 +178,9 @@ def layers_of(peer: nn.Module, layers: Sequence[str] | None, setting: str) -> tu
     return stages_of(peer, setting) if layers is None else tuple(layers)
 
 
-def _short(name: str) -> str:
-    return next((name.removeprefix(prefix) for prefix in _PREFIXES[1:] if name.startswith(prefix)), name)
+def _short(name: str, peer: nn.Module) -> str:
+    return next((name.removeprefix(part) for part in _parts(peer) if name.startswith(part)), name)
+
+
+def _parts(peer: nn.Module) -> tuple[str, ...]:
+    return _PARTS if {"trunk", "branch"} <= peer._modules.keys() else ()

@@ -16,14 +16,14 @@ import torch
 PACKAGES = ("dkel-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
-def collect() -> dict[str, Any]:
-    """Return what is needed to reproduce a run."""
+def collect(device: torch.device) -> dict[str, Any]:
+    """Return what is needed to reproduce a run on `device`."""
     return {
         "command": command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "device": device(),
+        "device": describe(device),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git": _git(),
@@ -38,12 +38,12 @@ def command() -> str:
     return shlex.join([program.name, *sys.argv[1:]])
 
 
-def device() -> dict[str, Any]:
-    """Describe the accelerator, or the processor."""
-    if torch.cuda.is_available():
+def describe(device: torch.device) -> dict[str, Any]:
+    """Describe the accelerators of this kind, or the processor."""
+    if device.type == "cuda":
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return {"kind": "cuda", "names": names, "cuda": torch.version.cuda}
-    return {"kind": "cpu", "names": [_processor()]}
+    return {"kind": device.type, "names": [_processor()]}
 
 
 def _processor() -> str:

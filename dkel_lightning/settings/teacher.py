@@ -154,7 +154,7 @@ TEACHERS: Mapping[str, TeacherPreset] = {
         {"update": "gradient", "init_steps": 0},
     ),
     "passive": TeacherPreset(
-        "Drawn on its own, and averaged with its statistics: it is passed no batch where no method reads it.",
+        "Moving average of weights and BatchNorm statistics; no forward pass unless the method reads it.",
         {"batchnorm": "ema"},
     ),
     "none": TeacherPreset("No teacher; for methods that can do without.", {"update": "none"}),

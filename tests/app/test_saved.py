@@ -97,6 +97,10 @@ def test_the_command_of_a_run_resumes_it_and_combinations_of_keys_are_no_way_aro
     values = compose(*command)
     values["data"] |= {"mean": [0.5], "std": [0.2]}  # which the run has computed
     folder = write(tmp_path, values)
+    with pytest.raises(ConfigError, match=r"data\.mean cannot change when a run is resumed"):
+        saved.resume_settings(folder, compose(*command, "data.mean=[0.9]"), {"data.mean"})
+    given = compose("task=evaluate", "data=npz", "data.root=b.npz")
+    assert saved.checkpoint_settings(folder, given, {"data"})["data"]["std"] == [0.2]
     typed = {"experiment", "data", "data.root"}
     assert saved.resume_settings(folder, compose(*command), typed)["data"]["mean"] == [0.5]
     for other in ("experiment=cifar100", "recipe=modern", "variant=single", "debug=smoke"):

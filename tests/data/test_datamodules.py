@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from dkel_lightning.data import (
@@ -125,6 +126,10 @@ def test_a_resume_with_other_held_out_images_is_refused_also_where_labels_are_so
     with pytest.raises(DataError, match="is not the data of the resumed run"):
         sorted_npz(1).load_state_dict(state)
     sorted_npz(0).load_state_dict(state)
+    tested = sorted_npz(1)
+    tested.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    tested.trainer.state.fn = TrainerFn.TESTING
+    tested.load_state_dict(state)  # a test of a checkpoint may read other images
 
 
 @pytest.mark.parametrize("residency", ["device", "workers"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from dkel_lightning.data import decode as decode_module
 from dkel_lightning.data.decode import decode_to
 from dkel_lightning.data.imageset import ImageSet
 from dkel_lightning.data.readers import tinyimagenet
-from dkel_lightning.errors import DataError
+from dkel_lightning.errors import ConfigError, DataError
 from tests.compose import tiny_run
 
 from .archives import fake_cifar, image_bytes, npz_arrays, tiny_members, write_folder, write_zip
@@ -130,7 +131,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "empty": (lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]), "test images"),
     "float labels": (
         lambda a: a.update(train_labels=a["train_labels"] * 1.0),
-        r"train labels are float64 \[30\] .*integer",
+        r"train_labels is float64: store integer",
     ),
     "lengths": (lambda a: a.update(train_labels=a["train_labels"][:-1]), r"int64 \[29\] for 30 images"),
     "negative": (lambda a: a.update(test_labels=a["test_labels"] - 1), "test labels run from -1 to 1, but with 3"),
@@ -275,7 +276,18 @@ def test_the_cache_is_used_until_an_image_changes(tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "c").glob("6px-*.npy"))) == 2
 
 
-def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) -> None:
+def test_a_size_of_nothing_and_a_folder_of_unlabelled_images_among_the_classes_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.image_size must be a whole number above 0, got 0"):
+        read(root, image_size=0)
+    write_folder(root, {"train/unlabelled/0.png": image_bytes(1)})
+    with pytest.raises(DataError, match="unlabelled is no class: move it to"):
+        read(root)
+
+
+def test_broken_images_are_named_at_once_and_left_out_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = folder(tmp_path)
     for name in ("train/cat/1.png", "train/cache/0.png", "val/cat/x.png", "train/cat/2.png"):
         (root / name).write_bytes(b"text")
@@ -285,14 +297,20 @@ def test_broken_images_are_named_at_once_and_left_out_on_demand(tmp_path: Path) 
     for _ in range(2):  # also where the cache is there
         with pytest.raises(DataError, match=rf"^4 of 10 images in .* cannot be read: {some}\. {cure}"):
             folder_of(str(root)).prepare_data()
+    (root / "train/cat/gone.png").symlink_to(tmp_path / "nowhere.png")
     module = folder_of(str(root), skip_broken=True)
+    with monkeypatch.context() as patched:  # an error that may pass is not that of an image
+        patched.setattr(Path, "read_bytes", Mock(side_effect=OSError("too many open files")))
+        with pytest.raises(OSError, match="too many"):
+            module.prepare_data()
     module.prepare_data()
     data = module.read()
     assert values(data) == [11, 12, 0]
     assert data.train.labels.tolist() == [0, 0, 1]
     assert data.test is not None
     assert data.test.images[:, 0, 0, 0].tolist() == [101, 70, 70]
-    assert sorted(module.broken) == ["train/cache/0.png", "train/cat/1.png", "train/cat/2.png", "val/cat/x.png"]
+    names = ["train/cache/0.png", "train/cat/1.png", "train/cat/2.png", "train/cat/gone.png", "val/cat/x.png"]
+    assert sorted(module.broken) == names
     run = tiny_run(
         tmp_path / "run", "data=image_folder", f"data.root={root}", "data.image_size=8", "data.skip_broken=true",
         "data.batch_size=2", "data.validation=0.4",

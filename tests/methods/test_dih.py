@@ -173,6 +173,8 @@ def test_an_early_stopped_teacher_leaves_the_schedule_of_the_whole_run() -> None
     ).values()
     assert stage["trainer"]["max_epochs"] == 10
     assert stage["scheduler"]["milestones"] == [8, 12]
+    (stage,) = stages.stages_before(compose(*asked, "scheduler=warmup_cosine", "trainer.max_epochs=16")).values()
+    assert (stage["scheduler"]["T_max"], stage["scheduler"]["interval"]) == (16, "epoch")
     (stage,) = stages.stages_before(compose("experiment=cifar100", "method=kd", "teacher.training_epochs=100")).values()
     assert (stage["trainer"]["max_epochs"], stage["scheduler"]["milestones"]) == (100, [50, 75])
 

@@ -440,6 +440,19 @@ def test_a_method_of_ones_own_is_asked_for_when_loading(tmp_path: Path) -> None:
     assert DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt", method=Baseline(2)).method.peers == 2
 
 
+def test_rates_may_differ_where_a_checkpoint_is_tested_and_processes_may_not_where_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(saving(tmp_path), enable_checkpointing=True).fit(build(), train_loader())
+    path = tmp_path / "last.ckpt"
+    trainer().test(build(lr_scale=0.3), val_loader(), ckpt_path=path, weights_only=True, verbose=False)
+    with pytest.raises(CheckpointError, match=r"lr_scale: 1\.0 in the checkpoint, 0\.3 here"):
+        trainer().fit(build(lr_scale=0.3), train_loader(), ckpt_path=path, weights_only=True)
+    monkeypatch.setattr(checkpoint_state, "world_size", lambda: 2)
+    with pytest.raises(CheckpointError, match="1 processes wrote the checkpoint, and there are 2"):
+        trainer().fit(build(), train_loader(), ckpt_path=path, weights_only=True)
+
+
 @pytest.mark.parametrize(
     ("other", "text"),
     [

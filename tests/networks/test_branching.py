@@ -397,7 +397,7 @@ def test_a_branched_model_compiles_as_one_graph() -> None:
         ),
         (Unpooled, "third", r"The features of a peer must have the form \[batch, width\], not \[3, 8, 8, 6\]"),
         (InPlace, "third", r"A branch changes a tensor that crosses the split in place"),
-        (Convolutional, "third", r"does not take images of 1 channels and 8x8 .*: pass the in_channels and image_size"),
+        (Convolutional, "third", r"does not take images of 1 channels and 8x8 .*: set in_channels and image_size"),
         (Tupled, "third", r"returns a tuple without logits"),
         (Auxiliary, "third", r"returns different types in training and evaluation \(tuple and Tensor\)"),
         (Early, "third", r"The classifier 'head' comes before 'third'"),

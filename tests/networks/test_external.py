@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from dkel_lightning import DistillationModule
+from dkel_lightning.app.build import pretrained_normalisation
 from dkel_lightning.assembly.weights import load, read, unwrap
 from dkel_lightning.errors import CheckpointError, ConfigError
 from dkel_lightning.networks import SplitModel
@@ -297,6 +298,29 @@ def test_trained_weights_learn_at_a_third_of_the_rate_by_default(weights_file: P
     trained, typed = small(network), small(network, lr_scale=1.0)
     assert [module.student.lr_scale for module in (untrained, from_file, trained, typed)] == [1.0, 0.3, 0.3, 1.0]
     assert [module.recipe["lr_scale"] for module in (untrained, trained) if module.recipe] == [1.0, 0.3]
+
+
+def test_a_model_without_normalisation_layers_says_that_it_counts_as_untrained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4), nn.Linear(4, 5))
+    small(model, split_at="1")
+    assert "Sequential has no normalisation layers" in capsys.readouterr().out
+    kept = small(model, split_at="1", pretrained=True)
+    assert not capsys.readouterr().out.startswith("Sequential")
+    assert torch.equal(kept.student.peer(1).get_parameter("1.weight"), model.get_parameter("1.weight"))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_weights_that_need_auxiliary_outputs_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="need its auxiliary outputs: take timm:inception_v3"):
+        make(f"torchvision:{name}", 5, 3, (96, 96), True)
+
+
+def test_the_normalisation_of_a_librarys_weights_fills_what_is_not_given() -> None:
+    asked = ("backbone.name=torchvision:resnet18", "backbone.pretrained=true", "data.std=[0.1,0.2,0.3]")
+    assert pretrained_normalisation(compose(*asked)) == {"mean": [0.485, 0.456, 0.406]}
+    assert pretrained_normalisation(compose(*asked[:1])) == {}
 
 
 def fitted(lr_scale: float, **settings: Any) -> tuple[DistillationModule, dict[str, torch.Tensor], Trainer]:

@@ -160,3 +160,10 @@ def test_adapters_join_maps_and_vectors_and_refuse_what_differs() -> None:
         adapter((1, 4, 8, 8), (1, 6), "layer4")
     with pytest.raises(ConfigError, match="cannot be adapted"):
         adapter((1, 9, 4), (1, 10, 4))
+
+
+def test_parts_of_registered_backbones_are_no_prefixes_in_a_model_of_ones_own() -> None:
+    model = nn.Module()
+    model.trunk = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"split_at names '0', but Module has no such module"):
+        find(model, "0", "split_at")

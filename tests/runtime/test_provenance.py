@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dkel_lightning.runtime import provenance
 
@@ -18,7 +19,7 @@ from dkel_lightning.runtime import provenance
 )
 def test_the_command_can_be_typed_again(program: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [program, "seed=3", "name=two words"])
-    assert provenance.collect()["command"] == f"{typed} seed=3 'name=two words'"
+    assert provenance.collect(torch.device("cpu"))["command"] == f"{typed} seed=3 'name=two words'"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dkel_lightning.app.config import Values
 from dkel_lightning.app.run import Run
@@ -19,7 +18,6 @@ from dkel_lightning.data.readers.image_folder import images_in
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.export import Exported, formats, open_exported
 from dkel_lightning.export.metadata import Record
-from dkel_lightning.networks import logits_of
 from dkel_lightning.runtime.tables import write_csv
 
 PREDICTIONS = "predictions.csv"
@@ -77,10 +75,4 @@ def _open_checkpoint(path: Path, values: Values) -> Exported:
         module.student.num_classes,
         preprocessing_of(module, path, values),
     )
-    network = module.deploy()
-
-    def classify(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return logits_of(network(images))
-
-    return Exported(path, record, classify)
+    return Exported(path, record, formats.without_gradient(module.deploy()))

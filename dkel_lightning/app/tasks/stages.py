@@ -45,14 +45,10 @@ def stage_names(values: Values) -> list[str]:
     return [*([] if trained else [TEACHER]), *([] if fitted else [str(fitted_by)])]
 
 
-def with_weights(values: Values, weights: Path | None) -> dict[str, Any]:
-    """Return settings that load this file into the teacher of kd and its kin, else into the student; None: no file."""
-    groups = ["teacher", "backbone"]
-    if weights is not None:
-        groups = ["teacher" if get_preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"]
-    path = None if weights is None else str(weights)
-    changed = {group: {**values[group], "weights": path} for group in groups if "weights" in values[group]}
-    return {**values, **changed}
+def with_weights(values: Values, weights: Path) -> dict[str, Any]:
+    """Return settings that load this file into a separate teacher, or into the student of a method without one."""
+    group = "teacher" if get_preset(values["method"]["name"]).method.needs.foreign_teacher else "backbone"
+    return {**values, group: {**values[group], "weights": str(weights)}}
 
 
 def _teacher(values: Values) -> dict[str, Any]:
@@ -67,6 +63,8 @@ def _teacher(values: Values) -> dict[str, Any]:
         # The learning rate follows the schedule of the whole run.
         if epochs > 0 and "milestones" in scheduler:
             scheduler["milestones"] = milestones_in_epochs(scheduler["milestones"], epochs)
+        if epochs > 0 and "T_max" in scheduler and scheduler["T_max"] is None:
+            scheduler |= {"T_max": epochs, "interval": "epoch"}
         trainer |= {key: math.ceil(EARLY * trainer[key]) for key in ("max_epochs", "max_steps") if trainer[key] > 0}
         trainer["max_epochs"] = length or trainer["max_epochs"]
     elif length is not None:

@@ -36,6 +36,7 @@ from dkel_lightning.app.saved import settings_hash
 from dkel_lightning.app.tasks.stages import stage_names, stages_before, with_weights
 from dkel_lightning.callbacks import CollapseGuard, DiversityMonitor
 from dkel_lightning.callbacks.label_noise import LabelNoiseFit
+from dkel_lightning.checkpoints import file_format
 from dkel_lightning.checkpoints.file_format import AtomicCheckpointIO, is_whole, load
 from dkel_lightning.data import ClassificationData
 from dkel_lightning.data.own import describe_sizes, size
@@ -52,6 +53,8 @@ from dkel_lightning.settings.declarations import from_mapping
 
 def train(run: Run) -> RunRecord:
     """Train stage by stage, and write the outputs into the run's folder."""
+    # Before the stages, so that a teacher is trained on the images that it sees beside its student.
+    run = replace(run, values=merge(run.values, {"data": build.pretrained_normalisation(run.values)}))
     stages = stages_before(run.values)
     if stages:
         run.write_config()
@@ -81,12 +84,13 @@ def _train(run: Run, weights: Path | None = None) -> None:
         checkpoint = load(run.resume, mmap=True)
         _check_unedited(run, checkpoint)
         step = int(checkpoint["global_step"])
-        if weights is None and checkpoint_state.holds_teacher(checkpoint["state_dict"]):
-            values = with_weights(values, None)  # a resume needs no file of weights
+        values = _without_initial_weights(values, checkpoint, run.resume)
         del checkpoint  # releases the mapped file, which the next checkpoint replaces
-    datamodule = prepare_data(values)
+    datamodule = prepare_data(run.values)
+    if datamodule.normalize is not None:  # an evaluation must not compute it again
+        constants = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
+        run = replace(run, values=merge(run.values, {"data": constants}))
     module = build.distillation(values if weights is None else with_weights(values, weights), datamodule)
-    run = _with_resolved(run, module, datamodule)
     _check_monitor(settings.monitor, module)
     logger = MetricsFile(run.folder / METRICS, step)
     loggers = build_loggers(run, step)
@@ -106,7 +110,12 @@ def _train(run: Run, weights: Path | None = None) -> None:
     run.write_config()
     name = "provenance.json" if run.resume is None else "provenance_resumed.json"
     run.write_json(
-        name, {**provenance.collect(), "execution": dict(values["execution"]), "precision": trainer.precision}
+        name,
+        {
+            **provenance.collect(trainer.strategy.root_device),
+            "execution": dict(values["execution"]),
+            "precision": trainer.precision,
+        },
     )
     run.write_json("classes.json", {"classes": list(datamodule.class_names)})
     if broken := dict(getattr(datamodule, "broken", {})):
@@ -132,12 +141,13 @@ def _train(run: Run, weights: Path | None = None) -> None:
     _report(run, last, best, cost, module, datamodule, loggers)
 
 
-def _with_resolved(run: Run, module: DistillationModule, datamodule: ClassificationData) -> Run:
-    """Replace null in settings that a resume or an evaluation could not derive again."""
-    groups: dict[str, dict[str, Any]] = {"backbone": {"lr_scale": (module.recipe or {})["lr_scale"]}}
-    if datamodule.normalize is not None:
-        groups["data"] = {"mean": list(datamodule.normalize.mean), "std": list(datamodule.normalize.std)}
-    return replace(run, values=merge(run.values, groups))
+def _without_initial_weights(values: Values, checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return settings that read no initial weights: those of the checkpoint replace them."""
+    lr_scale = file_format.recipe(checkpoint, path).get("lr_scale")
+    changed: dict[str, Any] = {"backbone": {"weights": None, "pretrained": False, "lr_scale": lr_scale}}
+    if "weights" in values["teacher"] and checkpoint_state.holds_teacher(checkpoint["state_dict"]):
+        changed["teacher"] = {"weights": None}
+    return merge(values, changed)
 
 
 def _check_unedited(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -154,7 +164,7 @@ def prepare_data(values: Values) -> ClassificationData:
     """Build and set up the data module; one process at a time downloads and decodes."""
     datamodule = build.datamodule(values)
     if type(datamodule).prepare_data is not LightningDataModule.prepare_data:
-        root = Path(values["data"]["root"] or ".").expanduser()
+        root = Path(values["data"].get("root") or ".").expanduser()
         with FileLock(_data_lock(root)):
             datamodule.prepare_data()
     return build.set_up(datamodule, values)
@@ -192,7 +202,7 @@ def _checkpoint_callbacks(
     run: Run, monitor: str, rows: MetricsFile, last: LastCheckpoint, data: ClassificationData
 ) -> list[Callback]:
     """Build the callbacks that write checkpoints, in the order in which they must run."""
-    chance = "nll" not in monitor and run.values["data"]["selection"] != "paper"  # papers take the very best epoch
+    chance = "nll" not in monitor and run.values["data"].get("selection") != "paper"  # papers take the very best epoch
     best = BestCheckpoint(
         run.checkpoints,
         images=size(data, "val") if chance else None,
@@ -246,7 +256,7 @@ def _heading(values: Values, module: DistillationModule, data: ClassificationDat
         f"{values['method']['name']}: {what} ({count:,} parameters each) on {values['data']['name']} "
         f"({describe_sizes(data)} images of {channels}x{height}x{width}, {data.num_classes} classes)"
     )
-    if values["data"]["selection"] == "paper":
+    if values["data"].get("selection") == "paper":
         return f"Warning: data.selection=paper selects epoch and peer on the test set: for comparison only.\n{heading}"
     return heading
 
@@ -273,7 +283,7 @@ def _report(
         "backbone": values["backbone"]["name"],
         "peers": values["method"]["peers"],
         "seed": values["seed"],
-        "selection": values["data"]["selection"],
+        "selection": values["data"].get("selection"),
         "test": {"last": asdict(last), "best": asdict(best) if best is not None else None},
         **cost,
     }

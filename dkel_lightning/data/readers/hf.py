@@ -20,9 +20,9 @@ VAL_NAMES = ("validation", "val", "valid")
 class HuggingFaceDataModule(ImageDataModule):
     """A data set that `datasets` reads: `root` is a name on the Hub, a folder that it has saved, or a folder of files.
 
-    Splits are identified by name (without a test split, validation is tested on), columns by their types: the
-    image, and the label that is a class; of a training image it may be -1 or None: not known. Every image becomes RGB:
-    its central square, scaled. No code of a data set is run.
+    Splits are identified by name (without a test split, the validation split serves as the test set), columns by their
+    types: the image, and the label that is a class; of a training image it may be -1 or None: not known. Every image
+    becomes RGB: its central square, scaled. No code of a data set is run.
 
     Args:
         *args: As in `ImageDataModule`.
@@ -56,7 +56,7 @@ class HuggingFaceDataModule(ImageDataModule):
         val = next((splits[name] for name in VAL_NAMES if name in splits), None)
         test = splits.get("test", val)
         if "train" not in splits:
-            raise DataError(f"{self._name} has the splits {', '.join(splits)}: it needs train.")
+            raise DataError(f"{self._name} has the splits {', '.join(splits)}: none is named train.")
         features = splits["train"].features
         image = self._column(features, self.columns[0], datasets.Image, "data.image_column", "images")
         label = self._column(features, self.columns[1], datasets.ClassLabel, "data.label_column", "classes")
@@ -93,7 +93,11 @@ class HuggingFaceDataModule(ImageDataModule):
             return str(candidates[0])
         if name not in candidates:
             columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
-            raise ConfigError(f"{key}={name} is no column of {what} of {self._name}: name one. Columns: {columns}.")
+            given = "" if name is None else f"{key}={name}: "
+            raise ConfigError(
+                f"{given}{self._name} needs one {kind.__name__} column of {what}, and has {columns}: set {key}, or "
+                f"cast a column with cast_column."
+            )
         return str(name)
 
 

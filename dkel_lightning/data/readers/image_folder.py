@@ -33,6 +33,8 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     Images in `unlabelled/` are training images with the label -1. Without `train/`, the subfolders are the classes.
     """
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if wrong := [str(folder / UNLABELLED) for folder in splits.values() if (folder / UNLABELLED).is_dir()]:
+        raise DataError(f"{wrong[0]} is no class: move it to {root / UNLABELLED}")
     if not splits and root.is_dir():
         splits = {"train": root}
     classes = _classes(splits["train"]) if "train" in splits else []
@@ -66,6 +68,8 @@ def _classes(folder: Path) -> list[str]:
 
 def images_in(folder: Path) -> list[str]:
     """List the image files below a folder by suffix, sorted, without hidden files."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist")
     files = sorted(
         f"{place}{os.sep}{name}"
         for place, _, names in os.walk(folder, followlinks=True)

@@ -61,5 +61,7 @@ class NpzDataModule(ImageDataModule):
                 f"{self.root}: {split}_images is {images.dtype} {list(images.shape)}: store values 0..255 as uint8 "
                 "[N, H, W] or [N, H, W, C] with C at most 4"
             )
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"{self.root}: {split}_labels is {labels.dtype}: store integer class numbers")
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         return Images(np.ascontiguousarray(images), labels.reshape(-1))

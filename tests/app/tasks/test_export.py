@@ -69,6 +69,18 @@ def test_another_peer_and_the_ensemble_are_exported_on_request(checkpoint: Path,
         torch.testing.assert_close(opened.classify(images), logits_of(checkpoint, member, images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_that_a_later_export_in_its_folder_does_not_describe_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    to = f"export.to={tmp_path}"
+    first = exported(checkpoint, tmp_path, to, "export.format=weights", "deploy.peer=0").path
+    exported(checkpoint, tmp_path, to, "export.format=safetensors", "deploy.peer=1")
+    with pytest.raises(
+        CheckpointError, match=r"describes weights\.safetensors, a later export: export weights\.pt again"
+    ):
+        open_exported(first)
+
+
 # Run by an interpreter that sees the installed packages, but nothing of this library.
 ABSENT = """
 import json, sys

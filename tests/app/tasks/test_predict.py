@@ -70,7 +70,7 @@ def test_a_single_image_is_classified_and_nothing_to_classify_is_an_error(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     assert len(classify(checkpoint, images / "0.png", tmp_path).classes) == 1
-    with pytest.raises(DataError, match="contains no image"):
+    with pytest.raises(DataError, match="does not exist"):
         classify(checkpoint, tmp_path / "nowhere", tmp_path)
     with pytest.raises(ConfigError, match=r"task=predict needs predict\.images=PATH"):
         predict(Run(compose("task=predict"), tmp_path))
