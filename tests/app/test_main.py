@@ -46,7 +46,6 @@ SMALL = (
         (["task=evaluate"], "task=evaluate needs checkpoint=PATH"),
         (["task=export", "checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
         (["checkpoint=nowhere.ckpt"], "task=train reads no checkpoint: backbone.weights=PATH starts from one"),
-        (["task=geometry", "resume=nowhere.ckpt"], "task=geometry resumes nothing"),
         (["modules=[no_such_module]"], "no_such_module"),
         (["precision=fp16"], "precision=fp16 needs a GPU"),
         (["teacher.weights=missing.ckpt", "method=kd"], "missing.ckpt"),
@@ -93,6 +92,11 @@ def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
     (failure,) = (tmp_path / "s").rglob("failed.txt")
     assert "Invalid learning rate: -1" in failure.read_text()
     assert (tmp_path / "s" / "method=baseline,optimizer.lr=0.1" / "summary.json").is_file()
+
+
+def test_a_study_resumes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="task=geometry resumes nothing"):
+        main.execute({**compose("task=geometry"), "resume": "outputs/run"}, tmp_path, set())
 
 
 @pytest.mark.slow
