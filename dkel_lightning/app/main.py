@@ -108,8 +108,8 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
     if values["resume"]:
         path = resume_path(values["resume"])
         checkpoint = find_checkpoint(path)
-        loggers = load_config(run_of(path)).get("logger") or {}
-        if is_first() and (left_out := loggers.keys() - (values["logger"] or {}).keys()):
+        loggers = load_config(run_of(path))["logger"]["extra"].keys()
+        if is_first() and (left_out := loggers - values["logger"]["extra"].keys()):
             print(f"Without {', '.join(sorted(left_out))}: pass logger= again to log there.")
         values = saved.resume_settings(run_of(path), values, typed)
     elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():

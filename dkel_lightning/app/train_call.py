@@ -71,7 +71,8 @@ def train(
 
     Args:
         model: a registered backbone, `timm:`, `torchvision:` or `hf:` with a name, or your own classifier; a
-            trained one keeps its weights. By default the experiment's.
+            trained one keeps its weights (one without normalisation layers with `{"backbone.pretrained": True}`). By
+            default the experiment's.
         data: a choice of conf/data, a folder with train/ and test/ (a folder a class), or an .npz file.
         method: one of the methods; dkel by default.
         epochs: length of the training.

@@ -54,7 +54,9 @@ from dkel_lightning.settings.declarations import from_mapping
 def train(run: Run) -> RunRecord:
     """Train stage by stage, and write the outputs into the run's folder."""
     # Before the stages, so that a teacher is trained on the images that it sees beside its student.
-    run = replace(run, values=merge(run.values, {"data": build.pretrained_normalisation(run.values)}))
+    constants = build.pretrained_normalisation(run.values).items()
+    data = {key: value for key, value in constants if key in run.values["data"]}
+    run = replace(run, values=merge(run.values, {"data": data}))
     stages = stages_before(run.values)
     if stages:
         run.write_config()

@@ -96,7 +96,7 @@ class HuggingFaceDataModule(ImageDataModule):
             given = "" if name is None else f"{key}={name}: "
             raise ConfigError(
                 f"{given}{self._name} needs one {kind.__name__} column of {what}, and has {columns}: set {key}, or "
-                f"cast a column with cast_column."
+                "cast a column with cast_column."
             )
         return str(name)
 
