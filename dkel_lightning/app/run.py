@@ -124,7 +124,7 @@ def resume_path(resume: str, outputs: str = "outputs") -> Path:
 def find_checkpoint(path: Path) -> Path | None:
     """Return the checkpoint to resume from: the given file, else the intact one with the most steps; None without any.
 
-    An error about a torn checkpoint names an intact one.
+    An error about a damaged checkpoint names an intact one.
     """
     from dkel_lightning.checkpoints.file_format import is_whole, load
 
@@ -136,12 +136,12 @@ def find_checkpoint(path: Path) -> Path | None:
         if is_whole(path):
             return path
         hint = f"resume={newest}" if newest else "start the run again"
-        raise CheckpointError(f"{path} is torn or not a checkpoint: {hint}.")
-    torn = [str(file) for file in candidates if file not in whole]
-    if torn and newest is None:
-        raise CheckpointError(f"{', '.join(torn)} is torn: start the run again.")
-    if torn and is_first():
-        print(f"{', '.join(torn)} is torn: resuming from {newest}.", flush=True)
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {hint}.")
+    damaged = [str(file) for file in candidates if file not in whole]
+    if damaged and newest is None:
+        raise CheckpointError(f"{', '.join(damaged)} is damaged: start the run again.")
+    if damaged and is_first():
+        print(f"{', '.join(damaged)} is damaged: resuming from {newest}.", flush=True)
     return newest
 
 

@@ -63,7 +63,7 @@ def _fault(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # zipfile has no common error for torn archives
+    except Exception as error:  # zipfile has no common error for damaged archives
         return str(error) or type(error).__name__
     return None if damaged is None else f"the checksum of {damaged} does not match"
 
@@ -74,7 +74,7 @@ def _describe(error: Exception, path: Path, hint: str) -> str:
         return f"{path} is damaged or not a file of torch.save ({reason}): {hint}."
     name = re.search(r"GLOBAL ([\w.]+)", str(error))
     if name is None:
-        return f"{path} is torn, or holds objects that could run code on loading; it was not loaded: {hint}."
+        return f"{path} is damaged, or holds objects that could run code on loading; it was not loaded: {hint}."
     return (
         f"{path} holds objects that could run code on loading ({name[1]}); it was not loaded. In a checkpoint of your "
         "own that is a hyper-parameter of your data module or the state of a callback: keep it out with "

@@ -80,7 +80,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> 
     for length in [0, 1, 2, 7, 100, *(len(whole) * i // 6 for i in range(1, 6)), len(whole) - 1]:
         path.write_bytes(whole[:length])
         assert not file_format.is_whole(path)
-        with pytest.raises(CheckpointError, match=r"torn\.ckpt is (torn|damaged)"):
+        with pytest.raises(CheckpointError, match=r"torn\.ckpt is damaged"):
             file_format.load(path)
 
 

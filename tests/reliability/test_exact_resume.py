@@ -131,7 +131,7 @@ def test_a_run_whose_best_epoch_is_lost_says_so_and_takes_the_best_of_the_others
     else:
         best.unlink()
     resumed(run)
-    assert f"{best} is missing or torn: the best of the remaining epochs replaces it." in capsys.readouterr().out
+    assert f"{best} is missing or damaged: the best of the remaining epochs replaces it." in capsys.readouterr().out
     assert file_format.load(best)["epoch"] > 0
     assert RunRecord(run.folder).best is not None
 

@@ -49,11 +49,11 @@ class BestCheckpoint(ModelCheckpoint):
         self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, also if the run's folder was moved, unless best.ckpt is missing or torn."""
+        """Restore the best score, also if the run's folder was moved, unless best.ckpt is missing or damaged."""
         path = str(Path(str(self.dirpath)) / "best.ckpt")
         score = state_dict["best_model_score"]
         if score is not None and not is_whole(Path(path)):
-            print_once(f"{path} is missing or torn: the best of the remaining epochs replaces it.")
+            print_once(f"{path} is missing or damaged: the best of the remaining epochs replaces it.")
             gone = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": "", "kth_value": None}
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {}, "highest": -math.inf, **gone}
         elif score is not None:

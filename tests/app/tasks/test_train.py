@@ -234,8 +234,8 @@ def test_resume_last_is_the_newest_run_and_a_torn_checkpoint_is_named_with_the_o
     assert find_checkpoint(finished.folder) == last
     last.write_bytes(last.read_bytes()[:1000])
     assert find_checkpoint(finished.folder) == best
-    assert f"{last} is torn: resuming from {best}" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=f"{last} is torn or not a checkpoint: resume={best}"):
+    assert f"{last} is damaged: resuming from {best}" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=f"{last} is damaged or not a checkpoint: resume={best}"):
         find_checkpoint(last)
 
 
