@@ -53,10 +53,11 @@ def datamodule(values: Values) -> LightningDataModule:
 def pretrained_normalisation(values: Values) -> dict[str, Any]:
     """Return those of `mean` and `std` that are null in `data`, as the library's weights of the backbone need them."""
     backbone, settings = values["backbone"], values["data"]
-    if not backbone["pretrained"] or backbone["name"] in MODELS:
+    missing = [key for key in ("mean", "std") if settings.get(key) is None]
+    if not missing or not backbone["pretrained"] or backbone["name"] in MODELS:
         return {}
     known = dict(zip(("mean", "std"), normalisation(backbone["name"]), strict=True))
-    return {key: [*value] for key, value in known.items() if settings.get(key) is None}
+    return {key: [*known[key]] for key in missing}
 
 
 def data_class(settings: Values) -> type[LightningDataModule]:

@@ -94,7 +94,8 @@ def _describe(error: Exception) -> str:
 
 def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | None:
     """Run the task of the configuration in `run_dir`; `typed` are the groups and keys that the user has set."""
-    task, trains = values["task"]["name"], values["task"]["name"] == "train"
+    task = values["task"]["name"]
+    trains = task == "train"
     if values["task"]["folder"] and not values["checkpoint"]:
         raise ConfigError(f"task={task} needs checkpoint=PATH.")
     if values["checkpoint"] and not values["task"]["folder"]:
@@ -108,9 +109,6 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
     if values["resume"]:
         path = resume_path(values["resume"])
         checkpoint = find_checkpoint(path)
-        loggers = load_config(run_of(path))["logger"]["extra"].keys()
-        if is_first() and (left_out := loggers - values["logger"]["extra"].keys()):
-            print(f"Without {', '.join(sorted(left_out))}: pass logger= again to log there.")
         values = saved.resume_settings(run_of(path), values, typed)
     elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():
         values = saved.checkpoint_settings(run_of(Path(values["checkpoint"])), values, typed)

@@ -17,6 +17,7 @@ from dkel_lightning.app.config import Values
 from dkel_lightning.app.run import load_config
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.runtime.mappings import leaves
+from dkel_lightning.runtime.ranks import is_first
 
 OF_DEVICES = ("accelerator", "devices", "num_nodes", "strategy")
 RESUMABLE = (
@@ -103,6 +104,8 @@ def resume_settings(folder: Path, composed: Values, typed: set[str]) -> dict[str
     """Return the settings of the run in `folder`, updated by the command where a resume allows it."""
     saved = load_config(folder)
     values = without_untrusted(saved, composed, typed, folder)
+    if is_first() and (left_out := saved["logger"]["extra"].keys() - composed["logger"]["extra"].keys()):
+        print(f"Without {', '.join(sorted(left_out))}: pass logger= again to log there.")
     for key in sorted(typed - {"resume", "logger", "modules"}):
         if key.split(".")[0] in ("task", "hydra"):
             continue

@@ -70,7 +70,14 @@ def test_no_interpolation_of_a_file_is_resolved(tmp_path: Path, monkeypatch: pyt
     assert saved.resume_settings(folder, compose(), set())["data"]["root"] == "${oc.env:SECRET}"
 
 
-def test_a_resume_takes_devices_and_places_and_nothing_that_is_computed(tmp_path: Path) -> None:
+def test_a_resume_takes_devices_and_places_and_nothing_that_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = write(tmp_path / "logged", compose("logger=tensorboard"))
+    saved.resume_settings(logged, compose(), {"resume"})
+    assert capsys.readouterr().out == "Without tensorboard: pass logger= again to log there.\n"
+    saved.resume_settings(logged, compose("logger=tensorboard"), {"resume", "logger"})
+    assert not capsys.readouterr().out
     folder = write(tmp_path, compose("method=pcl", "optimizer.lr=0.05"))
     typed = {"trainer", "data.root", "execution.name", "callbacks.progress", "logger"}
     given = compose("trainer=gpu", "data.root=elsewhere", "execution.name=compile", "callbacks.progress=none")

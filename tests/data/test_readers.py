@@ -131,7 +131,11 @@ BAD_NPZ: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "empty": (lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]), "test images"),
     "float labels": (
         lambda a: a.update(train_labels=a["train_labels"] * 1.0),
-        r"train_labels is float64: store integer",
+        r"train labels are float64 \[30\] .*integer",
+    ),
+    "text labels": (
+        lambda a: a.update(train_labels=a["train_labels"].astype(str)),
+        r"train labels are <U\d+ \[30\] .*integer",
     ),
     "lengths": (lambda a: a.update(train_labels=a["train_labels"][:-1]), r"int64 \[29\] for 30 images"),
     "negative": (lambda a: a.update(test_labels=a["test_labels"] - 1), "test labels run from -1 to 1, but with 3"),

@@ -44,7 +44,7 @@ class NpzDataModule(ImageDataModule):
             raise DataError(f"{self.root} lacks {', '.join(missing)}; it needs {_LAYOUT}")
         read = {split: self._images(arrays, split) for split in splits}
         labels = read["train"].labels
-        names = arrays.get("class_names", np.unique(labels[labels >= 0]))
+        names = arrays.get("class_names", np.setdiff1d(labels, -1))
         if "unlabelled_images" in arrays:
             arrays["unlabelled_labels"] = np.full(len(arrays["unlabelled_images"]), -1)
             known, others = read["train"], self._images(arrays, "unlabelled")
@@ -61,7 +61,5 @@ class NpzDataModule(ImageDataModule):
                 f"{self.root}: {split}_images is {images.dtype} {list(images.shape)}: store values 0..255 as uint8 "
                 "[N, H, W] or [N, H, W, C] with C at most 4"
             )
-        if labels.dtype.kind not in "iu":
-            raise DataError(f"{self.root}: {split}_labels is {labels.dtype}: store integer class numbers")
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         return Images(np.ascontiguousarray(images), labels.reshape(-1))
