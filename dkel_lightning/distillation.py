@@ -147,6 +147,7 @@ class DistillationModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of a batch: the method's terms, and the supervised loss of a teacher that learns."""
         if batch_idx == 0:
+            self.scores.begin_training()
             parts.check_is_trained_itself(self)
         batch = self._checked(batch, batch_idx, known_labels=self.method.wants_classes)
         batch = self.make_batch(batch, self._epoch, batch_idx, process_rank())

@@ -44,7 +44,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     losses = sample_cross_entropy(logits, labels)
     mean = losses.mean(-1)
-    return mean if labels.is_floating_point() else mean * _inverse_share(is_known(labels)).squeeze(-1)
+    return mean if labels.is_floating_point() else mean * _inverse_share(is_known(labels))
 
 
 def sample_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def is_known(labels: Tensor) -> Tensor:
 
 
 def _inverse_share(known: Tensor) -> Tensor:
-    """Return the number of samples over that of known ones, [..., 1]: exactly 1 where all are known."""
-    return known.shape[-1] / known.sum(-1, keepdim=True).clamp_min(1)
+    """Return 1 over the known share of samples [..., B] -> [...]: exactly 1 where all are known; of none any number."""
+    return known.shape[-1] / known.sum(-1).clamp_min(1e-6)
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -82,25 +82,26 @@ def targets_of(
 ) -> Tensor:
     """Smooth and weight labels [B] or [..., B, C] for `cross_entropy`; by default they stay as they are.
 
-    With smoothing s a target is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by w_c, and of
+    With smoothing s a target y is `(1 - s) y + s / C`. With class weights w [C] it is then multiplied by w_c, and of
     classes [B] divided by the batch's mean weight. The cross-entropy with the result is torch's
     `cross_entropy(weight=, label_smoothing=)`, which takes the weighted mean for classes and the plain one for targets.
-    Targets of unknown labels are 0, and the others scaled so that a mean over the batch is one over the known samples.
+    Targets of unknown labels are 0; those mixed with one by mixup or cutmix sum to the known share of the sample. All
+    are scaled so that a mean over the batch is one over what is known.
     """
     if label_smoothing == 0.0 and class_weights is None and not labels.is_floating_point():
         return labels
-    known = is_known(labels)
-    share = known * _inverse_share(known)  # 1 everywhere in a batch of known labels
     targets = one_hot(labels, num_classes)
+    known = targets.sum(-1, keepdim=True)  # of each sample: 0, 1 or, where it was mixed, a share
+    scale = _inverse_share(known.squeeze(-1))
     if label_smoothing > 0.0:
-        targets = targets * (1 - label_smoothing) + label_smoothing / num_classes
+        targets = targets * (1 - label_smoothing) + label_smoothing / num_classes * known
     if class_weights is not None:
         targets = targets * class_weights
         if not labels.is_floating_point():
-            mean = (class_weights[labels.clamp_min(0)] * share).mean()
+            mean = (class_weights[labels.clamp_min(0)] * known.squeeze(-1)).mean() * scale
             # A batch of nothing but classes of weight 0 teaches nothing.
             targets = targets / mean.clamp_min(torch.finfo(class_weights.dtype).tiny)
-    return targets * share.unsqueeze(-1)
+    return targets * scale[..., None, None]
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -25,13 +25,13 @@ class Clock:
     Attributes:
         epoch: the epoch, from 0.
         step: optimizer steps done.
-        steps_per_epoch: optimizer steps in an epoch.
+        steps_per_epoch: optimizer steps in an epoch, or their mean.
         steps: optimizer steps in the whole run; None when it has no planned end.
     """
 
     epoch: int
     step: int = 0
-    steps_per_epoch: int = 1
+    steps_per_epoch: float = 1
     steps: int | None = None
 
     @property

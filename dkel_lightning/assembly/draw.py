@@ -55,6 +55,8 @@ class NetworkDraw:
                 model = self._model(redraw)
                 return self._separate([whole_model(model, self.num_classes, self.classifier, self._shape)])
             if self.sharing == "nothing":
+                if self.classifiers == "equal":
+                    raise ConfigError("Networks that share nothing have classifiers of their own: set classifiers=own.")
                 return self._separate([self._split(1, redraw).peers[0] for _ in range(self.peers)])
             network = self._split(self.peers, redraw)
             first, *others = network.classifiers

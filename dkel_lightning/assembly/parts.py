@@ -118,7 +118,7 @@ def check_teacher(method: str, needs: Needs, settings: TeacherSettings) -> None:
         wrong = {"update": settings.update == "ema", "init_steps": trained_before, "draw": settings.draw == "student"}
         form = "is a separate network, trained beforehand or by gradient"
     else:
-        keys = ("backbone", "pretrained")
+        keys = ("backbone", "pretrained", "training", "training_epochs")
         wrong = {key: getattr(settings, key) != getattr(TeacherSettings, key) for key in keys}
         form = "has the student's form"
     for key in (key for key, is_wrong in wrong.items() if is_wrong):

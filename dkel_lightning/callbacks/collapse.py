@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from dkel_lightning.callbacks.schedules import clock
 from dkel_lightning.errors import CollapseError, NonFiniteError
 from dkel_lightning.runtime.processes import print_once, world_size
 from dkel_lightning.schedules import one_of
@@ -118,7 +119,6 @@ class CollapseGuard(Callback):
 
 
 def _progress(trainer: Trainer) -> float:
-    """Return the share of the run that is done."""
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        return (trainer.current_epoch + 1) / trainer.max_epochs
-    return trainer.global_step / max(trainer.max_steps, 1)
+    """Return the share of the run that is done; of a run without a planned end, 1."""
+    now = clock(trainer)
+    return now.step / now.steps if now.steps else 1.0

@@ -35,7 +35,8 @@ class LabelNoiseFit(Callback):
         hits, samples = torch.zeros(2, len(module.scores.members), device=module.device), 0
         with trainer.precision_plugin.val_step_context():
             for images, wrong, true in data.wrongly_labelled(self.most):
-                predicted = module.evaluate(images.to(module.device)).logits.argmax(-1)
+                images = trainer.precision_plugin.convert_input(images.to(module.device))
+                predicted = module.evaluate(images).logits.argmax(-1)
                 targets = torch.stack([wrong, true]).to(predicted.device)
                 hits += (predicted == targets[:, None]).sum(-1)
                 samples += len(wrong)

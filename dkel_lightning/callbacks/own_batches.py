@@ -22,8 +22,9 @@ class MethodBatches(Callback):
     run and before a validation within an epoch.
     """
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._call(trainer, pl_module, pl_module.method.on_epoch_start)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:  # Lightning leaves out `on_train_epoch_start` after a checkpoint of the epoch's last batch
+            self._call(trainer, pl_module, pl_module.method.on_epoch_start)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = trainer.is_last_batch or trainer.global_step == trainer.max_steps

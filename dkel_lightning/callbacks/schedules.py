@@ -30,9 +30,10 @@ class WeightSchedules(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         module: DistillationModule = pl_module
         now = clock(trainer)
-        for schedule in [config.scheduler for config in trainer.lr_scheduler_configs]:
-            if isinstance(schedule, WarmupCosine) and now.steps is not None:
-                schedule.set_run_length(now.steps)
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupCosine) and now.steps is not None:
+                epochs = math.ceil(now.steps / now.steps_per_epoch)
+                config.scheduler.set_run_length(now.steps if config.interval == "step" else epochs)
         if now.steps is not None and not getattr(trainer, "fast_dev_run", False):
             _warn_of_ramp_up(module, now, now.steps)
             _warn_of_slow_teacher(module, now, now.steps)
@@ -43,24 +44,19 @@ class WeightSchedules(Callback):
 
 def clock(trainer: Trainer) -> Clock:
     """Read the clock of a running fit."""
-    batches, steps = trainer.num_training_batches, _planned_steps(trainer)
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    planned = trainer.estimated_stepping_batches
+    steps = int(planned) if 0 < planned < math.inf else None
     # A stream has no epochs: its whole run counts as one.
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else steps or 1
-    return Clock(trainer.current_epoch, trainer.global_step, max(1, per_epoch), steps)
-
-
-def _planned_steps(trainer: Trainer) -> int | None:
-    """Count the optimizer steps of the whole run; None where it has no planned end."""
-    steps, batches, epochs = trainer.estimated_stepping_batches, trainer.num_training_batches, trainer.max_epochs
-    if not math.isfinite(steps) or steps <= 0:
-        return None
+    per_epoch: float = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else steps or 1
     callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     changes = [callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)]
-    if changes and math.isfinite(batches) and epochs is not None and epochs != -1:
-        # Lightning counts all epochs as long as the present one.
-        steps = sum(math.ceil(batches / changes[-1].get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
-        steps = min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
-    return int(steps)
+    if changes and math.isfinite(batches) and epochs is not None and epochs > 0:
+        # Lightning counts all epochs as long as the present one; here they count as their mean.
+        total = sum(math.ceil(batches / changes[-1].get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+        per_epoch = total / epochs
+        steps = total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+    return Clock(trainer.current_epoch, trainer.global_step, max(1, per_epoch), steps)
 
 
 def _warn_of_ramp_up(module: DistillationModule, now: Clock, steps: int) -> None:
@@ -80,7 +76,7 @@ def _warn_of_slow_teacher(module: DistillationModule, now: Clock, steps: int) ->
         return
     points = min(steps, 500)
     at = [number * steps // points for number in range(points)]
-    rates = (teacher.settings.rate(replace(now, epoch=step // now.steps_per_epoch, step=step)) for step in at)
+    rates = (teacher.settings.rate(replace(now, epoch=int(step / now.steps_per_epoch), step=step)) for step in at)
     rest = math.prod(rate ** (steps / points) for rate in rates)
     if rest > LARGE_REST:
         rank_zero_warn(

@@ -102,7 +102,9 @@ class TrainingLoader:
 
     def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
         source, layout = self.source.copy(), self.order
-        order = TrainingOrder(len(self.labelled), layout.batch_size, layout.rank, layout.world, layout.drop_last)
+        enough = len(self.labelled) // layout.world >= layout.batch_size
+        drop_last = layout.drop_last and enough
+        order = TrainingOrder(len(self.labelled), layout.batch_size, layout.rank, layout.world, drop_last)
         for number in count():
             indices = [self.labelled[positions] for positions in order.batches(seed, "init", "order", number)]
             yield from source.batches(indices, (seed, "init", "augment", number), self.order.rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class DeviceImages(Source):
         images: uint8 `[M, C, H, W]`.
         labels: int64 `[N]`, on the same device.
         augment: Makes the views.
-        views: Views of each sample, 1 or the number of peers.
+        views: Views of each sample: 1, the number of peers, or twice that where the teacher has its own.
         rows: Rows of `images` that belong to the split, int64 `[N]`; None: all.
     """
 
@@ -122,13 +123,13 @@ def _ignore_signals(worker: int) -> None:
 class WorkerImages(Source):
     """Batches read and augmented by persistent workers of a torch `DataLoader`.
 
-    Augmentations are keyed by (seed, "augment", epoch, index), so they depend neither on the number of workers nor on
-    that of processes; they differ from those of `DeviceImages`. Images are sent as uint8 and normalised on `device`.
+    Augmentations are keyed by (seed, "augment", epoch, rank, batch number, index), so they do not depend on the number
+    of workers; they differ from those of `DeviceImages`. Images are sent as uint8 and normalised on `device`.
 
     Args:
         stored: The images.
         augment: Makes the views.
-        views: Views of each sample, 1 or the number of peers.
+        views: Views of each sample: 1, the number of peers, or twice that where the teacher has its own.
         workers: Worker processes; 0: this process.
         device: Device of the views; labels and indices stay on the CPU.
     """
@@ -165,7 +166,8 @@ class WorkerImages(Source):
     def batches(
         self, indices: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0
     ) -> Iterator[Batch]:
-        self._requests[:] = [(batch.numpy(), key) for batch in indices]
+        keys = (key if key is None else (*key, rank, number) for number in count(first))
+        self._requests[:] = [*zip((batch.numpy() for batch in indices), keys, strict=False)]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch

@@ -101,7 +101,7 @@ class MethodSettings(Settings, node="method"):
 
     labels: Annotated[
         float | Mapping[float, float],
-        schedule("Factor of all terms with labels, or a schedule {from epoch, or share of the run: factor}.", 0, 1e6),
+        schedule("Factor of the terms ce and ce_*, or a schedule {from epoch, or share of the run: factor}.", 0, 1e6),
     ] = 1.0
 
 

@@ -89,8 +89,9 @@ class Consistent(Distilling):
     @torch.no_grad()
     def fit(self, student: StudentModule, teacher: TeacherModule, batches: Iterable[Batch]) -> None:
         """Assign the channels by their mean outputs for each class over `batches`."""
-        mode = student.training
-        student.eval()
+        modes = [(part, part.training) for part in (student, teacher)]
+        for part, _ in modes:
+            part.eval()
         classes = student.num_classes
         sums = [[torch.zeros(0)] * len(self.layers) for _ in range(2)]
         counts = torch.zeros(classes, dtype=torch.float64, device=self.fitted.device)
@@ -104,7 +105,8 @@ class Consistent(Distilling):
                 for index, layer in enumerate(layers):
                     profile = outputs[layer][0].double().mean((2, 3)).t() @ onehot  # [channels, K]
                     totals[index] = profile if len(totals[index]) == 0 else totals[index] + profile
-        student.train(mode)
+        for part, training in modes:
+            part.train(training)
         average_over_processes([counts, *sums[0], *sums[1]])
         present = counts > 0
         if not bool(present.any()):

@@ -187,16 +187,14 @@ def tensors_of_process(module: DistillationModule) -> dict[str, Tensor]:
     return tensors
 
 
-def average_statistics(module: nn.Module, state_dict: dict[str, Any]) -> None:
+def average_statistics(module: DistillationModule, state_dict: dict[str, Any]) -> None:
     """Average BatchNorm's statistics over the processes in `state_dict`, but not in the module."""
     if world_size() == 1:
         return
-    for prefix, part in module.named_modules():
-        for name in ("running_mean", "running_var") if isinstance(part, _NormBase) else ():
-            key = f"{prefix}.{name}"
-            if isinstance(state_dict.get(key), Tensor):
-                state_dict[key] = state_dict[key].detach().clone()
-                average_over_processes([state_dict[key]])
+    for key in tensors_of_process(module):
+        if key.endswith(("running_mean", "running_var")) and key in state_dict:
+            state_dict[key] = state_dict[key].detach().clone()
+            average_over_processes([state_dict[key]])
 
 
 def synchronise_statistics(module: nn.Module) -> None:

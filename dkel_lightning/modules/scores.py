@@ -72,13 +72,18 @@ class Scores(nn.Module):
 
     # ---------------------------------------------------------------------- an epoch of training
 
+    def begin_training(self) -> None:
+        """Reset the sums of the epoch."""
+        self.term_means.reset()
+        self.train_scores.reset()
+
     def update_training(self, terms: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a training step: its stacked terms, and the student's logits [P, B, C] with the labels of the batch."""
         self.term_means.update(terms.detach())
         self.train_scores.update(*scores_of(logits, labels))
 
     def log_training(self, module: LightningModule, weights: Mapping[str, Tensor]) -> None:
-        """Log the epoch's mean terms, the peers' training accuracy and `weights`, and reset the sums."""
+        """Log the epoch's mean terms, the peers' training accuracy and `weights`."""
         means = self.term_means.compute()
         total = torch.stack(list(means.values())).sum()
         accuracy = self.train_scores.per_network()["accuracy"]
@@ -88,8 +93,6 @@ class Scores(nn.Module):
         logs["train/acc/student_mean"] = accuracy.mean()
         logs |= {f"weights/{name}": value for name, value in weights.items()}
         module.log_dict({name: value.detach().float() for name, value in logs.items()}, sync_dist=True)
-        self.term_means.reset()
-        self.train_scores.reset()
 
     # ---------------------------------------------------------------------- validation and test
 

@@ -31,7 +31,7 @@ class TeacherModule(PeersModule):
 
     Alone, in any Lightning Trainer, they minimise the mean cross-entropy of the peers.
 
-    Buffers, all in the checkpoint: `initialised`, whether the initialisation scheme has run; `updates`, the number
+    Buffers, all in the checkpoint: `initialised`, whether nothing is left to initialise; `updates`, the number
     of EMA updates; `rate`, the current EMA rate.
 
     Attributes:
@@ -171,7 +171,7 @@ class TeacherModule(PeersModule):
                 loss.backward()  # type: ignore[no-untyped-call]
                 average_over_processes([p.grad for p in parameters if p.grad is not None])
                 optimizer.step()
-        optimizer.zero_grad()
+        self.network.zero_grad()  # those of frozen layers too
         self.train(mode)
         self.stand_alone(False)
         self.initialised.fill_(True)

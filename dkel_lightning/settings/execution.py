@@ -18,7 +18,7 @@ class Execution(Settings, node="execution"):
     """
 
     name: Annotated[str, choice("How the networks are executed.", "eager", "compile", "reduce_overhead")] = "eager"
-    channels_last: Annotated[bool, switch("Channels-last memory layout of images and weights.")] = False
+    channels_last: Annotated[bool, switch("Channels-last memory layout of weights, and so of all activations.")] = False
     threads: Annotated[int | None, whole("CPU threads; null: as torch chooses.", 1, 1024)] = None
 
     @classmethod

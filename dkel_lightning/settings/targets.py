@@ -10,7 +10,7 @@ from dkel_lightning.settings.declarations import Settings, choice, either, numbe
 
 @dataclass(frozen=True)
 class Targets(Settings, node="targets"):
-    """How labels are changed before a loss is computed from them, in every method."""
+    """How labels are changed before a loss of the training is computed from them, in every method."""
 
     label_smoothing: Annotated[float, number("Share of a label that is spread evenly over all classes.", 0, 0.99)] = 0.0
     mixup: Annotated[

@@ -72,7 +72,7 @@ class TeacherSettings(Settings, node="teacher"):
     ] = 0.999
     decay_share: Annotated[
         float | Mapping[float, float] | None,
-        schedule("EMA time constant as a share of the run, or {from share: constant}.", 1e-9, 1e9),
+        schedule("EMA time constant as a share of the run, or {from epoch, or share of the run: constant}.", 1e-9, 1e9),
         Follows("protocol.ema.decay_share"),
     ] = None
     batchnorm: Annotated[str, choice("Running statistics of the teacher.", "own", "copy", "ema")] = "own"
@@ -98,7 +98,7 @@ class TeacherSettings(Settings, node="teacher"):
     def rate(self, clock: Clock) -> float:
         """Return the EMA rate a at this moment, before the start rule."""
         if self.decay_share is not None:
-            share = at_time(self.decay_share, clock.step / clock.steps if clock.steps else 0.0)
+            share = at_time(self.decay_share, time_of(self.decay_share, clock, "teacher.decay_share"))
             return ema_rate(clock.time_constant(share, "teacher.decay_share"))
         assert self.decay is not None
         return at_time(self.decay, time_of(self.decay, clock, "teacher.decay"))

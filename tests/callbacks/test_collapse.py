@@ -121,8 +121,9 @@ def validated(guard: CollapseGuard, module: Any, epoch: int, accuracy: float) ->
         F.one_hot(labels, 3).float().expand(len(module.scores.members), -1, -1), labels, labels
     )
     module.scores.validation_accuracy.fill_(accuracy)
-    state = SimpleNamespace(fn="fit")
-    trainer: Any = SimpleNamespace(sanity_checking=False, state=state, current_epoch=epoch, max_epochs=8)
+    run = {"max_epochs": 8, "max_steps": -1, "num_training_batches": 1, "accumulate_grad_batches": 1}
+    now = {"state": SimpleNamespace(fn="fit"), "current_epoch": epoch, "global_step": epoch + 1}
+    trainer: Any = SimpleNamespace(sanity_checking=False, estimated_stepping_batches=8, **run, **now)
     guard.on_validation_end(trainer, module)
 
 
@@ -166,6 +167,11 @@ def test_the_warning_names_peers_accuracy_and_chance(capsys: pytest.CaptureFixtu
     fit(2, Blink(1), CollapseGuard(validations=1))
     line = "Collapse in epoch 2: validation accuracy at chance (student_0 33.3%, student_1 33.3%; the best constant"
     assert capsys.readouterr().out.startswith(line)
+
+
+def test_a_run_that_ends_by_its_steps_is_judged_by_them(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(1000, Blink(0, 1), CollapseGuard(grace=0.5, validations=1), max_steps=12)
+    assert capsys.readouterr().out.count("Collapse in epoch") == 1
 
 
 @pytest.mark.parametrize(("images", "warnings"), [(6, 0), (60, 1)])

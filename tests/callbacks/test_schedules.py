@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dkel_lightning import distillation
 from dkel_lightning.callbacks.schedules import clock
+from dkel_lightning.modules.optim import WarmupCosine
 from dkel_lightning.schedules import Clock
 from tests.modules.toy import Stream, build, images_and_labels, jitter, train_loader, trainer
 
@@ -80,6 +82,23 @@ def test_weights_given_as_a_share_change_with_every_step() -> None:
     )
 
 
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_warm_up_and_cosine_fit_the_run_in_epochs_and_in_steps(interval: str) -> None:
+    rates: list[float] = []
+
+    class Rate(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = build(scheduler=partial(WarmupCosine, warmup=0.25), interval=interval)
+    trainer(Rate(), max_epochs=4).fit(module, train_loader())
+    length = 4 if interval == "epoch" else 12
+    rise = length / 4
+    fallen = [(time - rise) / (length - rise) for time in range(length)]
+    factors = [0.5 * (1 + math.cos(math.pi * x)) if x >= 0 else (i + 1) / (rise + 1) for i, x in enumerate(fallen)]
+    assert rates == pytest.approx([0.05 * factor for factor in factors for _ in range(12 // length)])
+
+
 def test_a_share_of_a_short_run_is_at_least_three_steps() -> None:
     settings = {"name": "dkel", "ensemble": {"decay": None, "decay_share": 0.02}}
     module, watch = build(settings, teacher={"decay": None, "decay_share": 0.01, "draw": "student"}), Watch()
@@ -109,7 +128,7 @@ def test_the_clock_knows_the_end_under_an_accumulation_that_changes(limits: dict
     }
     changes = GradientAccumulationScheduler({0: 3, 2: 1})
     trainer(watch, changes, max_epochs=4, **limits).fit(build(settings), train_loader())
-    assert {c.steps for c in watch.clocks} == {steps}
+    assert {(c.steps, c.steps_per_epoch) for c in watch.clocks} == {(steps, 2)}  # the mean of four epochs
     ramps, decays = zip(*watch.weights, strict=True)
     assert list(ramps) == sorted(ramps)
     assert list(decays) == sorted(decays, reverse=True)

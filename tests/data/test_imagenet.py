@@ -70,7 +70,7 @@ def test_a_training_view_is_torchvisions_random_part_of_its_image(root: Path) ->
     stored: Any = data._stored("train")
     for sample, index in enumerate(batch.indices.tolist()):
         file = stored.images.encoded(stored.chosen[index])[1]
-        seeds = data.augment.draw(generator(0, "augment", 0, index), 1, 2).seeds[:, 0].tolist()
+        seeds = data.augment.draw(generator(0, "augment", 0, 0, 0, index), 1, 2).seeds[:, 0].tolist()
         for view, seed in enumerate(seeds):
             expected: Tensor = v2.PILToTensor()(Image.open(file))
             for step, transform in (

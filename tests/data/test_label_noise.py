@@ -14,6 +14,7 @@ from dkel_lightning.data.label_noise import with_wrong_labels
 from dkel_lightning.distillation import DistillationModule
 from dkel_lightning.networks import PeerOutputs
 from dkel_lightning.settings.data import LabelNoise
+from tests.modules.toy import trainer
 
 from .batches import whole
 
@@ -125,3 +126,11 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
         "train/noise/fit_wrong/teacher_mean": 0.5,
         "train/noise/fit_true/teacher_mean": 0.5,
     }
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_it_is_logged_in_a_precision_that_weights_are_converted_to(precision: Any) -> None:
+    module = DistillationModule.build("resnet8", 10, "baseline", peers=1, in_channels=1, image_size=(8, 8))
+    fit = trainer(LabelNoiseFit(), precision=precision, limit_train_batches=1)
+    fit.fit(module, digits(limit=100, label_noise=NOISE))
+    assert 0 <= fit.callback_metrics["train/noise/fit_wrong/student_mean"] <= 1

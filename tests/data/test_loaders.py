@@ -152,15 +152,6 @@ def test_the_number_of_workers_changes_nothing() -> None:
     assert_same(shared, in_workers(epoch=4))
 
 
-def test_worker_augmentation_follows_the_sample_whatever_the_ranks() -> None:
-    by_index = {
-        int(i): view for views, _, indices in each(in_workers()) for view, i in zip(views, indices, strict=True)
-    }
-    for views, _, indices in each(in_workers(rank=1, world=2, batch_size=3)):
-        for view, index in zip(views, indices, strict=True):
-            assert torch.equal(view, by_index[int(index)])
-
-
 def test_both_sources_give_an_evaluation_the_normalised_images_in_order() -> None:
     images, labels = arrays()
     normalize = Normalize((0.4,), (0.3,))

@@ -106,6 +106,22 @@ def test_batches_hold_their_share_and_a_resume_gives_those_that_were_left(reside
     assert len({int((batch.labels < 0).sum()) for batch in as_they_come}) > 3
 
 
+@pytest.mark.parametrize("residency", ["device", "workers"])
+def test_an_image_that_is_repeated_in_an_epoch_has_another_augmentation(residency: str) -> None:
+    views: dict[int, list[torch.Tensor]] = {}
+    for batch in digits(labelled=10, unlabelled_share=0.5, residency=residency).train_dataloader():
+        for view, index in zip(batch.views, batch.indices.tolist(), strict=True):
+            views.setdefault(index, []).append(view)
+    repeated = [torch.stack(of_image) for of_image in views.values() if len(of_image) > 2]
+    assert len(repeated) == 10
+    assert all(not torch.equal(of_image, of_image[:1].expand_as(of_image)) for of_image in repeated)
+
+
+def test_an_initialisation_takes_a_batch_of_the_few_labels_that_there_are() -> None:
+    loader = digits(labelled=20, unlabelled_share=0.75, batch_size=48, drop_last=True).train_dataloader()
+    assert [len(batch.labels) for batch in loader.initialisation_batches(0, 2)] == [20, 20]
+
+
 def test_a_share_of_images_that_are_not_there_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.unlabelled_share=0\.5 mixes 1293 labelled and 0 unlabelled .* enough of both"
@@ -123,5 +139,7 @@ def test_students_see_strong_views_and_teachers_weak_ones() -> None:
     assert torch.equal(both[:, :2], strong[:, :2])
     values = compose("data.augment_strong=trivial", "method=mean_teacher")
     assert isinstance(build.datamodule(values), DigitsDataModule)
+    with pytest.raises(ConfigError, match=r"data\.augment_strong takes an even number of views"):
+        digits(views=3, augment_strong="trivial")
     with pytest.raises(ConfigError, match=r"set method\.views=per_peer_and_teacher"):
         build.datamodule(compose("data.augment_strong=trivial"))

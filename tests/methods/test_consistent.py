@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dkel_lightning import DistillationModule
@@ -19,6 +20,7 @@ from dkel_lightning.schedules import Clock
 from tests.methods import family
 from tests.methods.family import check_gradient, golden, leaf, tensor
 from tests.modules.toy import images_and_labels, train_loader, trainer
+from tests.reliability.harness import differences
 
 CASES = golden()["consistent"]
 
@@ -105,6 +107,18 @@ def test_a_refit_of_what_has_not_changed_changes_nothing_and_a_resume_does_not_f
     assert bool(loaded.method.fitted)
 
 
+def test_a_checkpoint_of_the_last_batch_of_an_epoch_goes_on_exactly(tmp_path: Path) -> None:
+    def fit(resume: Path | None = None) -> dict[str, Any]:
+        saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+        module, run = build(refit_epochs=1), trainer(saving, max_epochs=2, enable_checkpointing=True)
+        run.fit(module, train_loader(), ckpt_path=resume, weights_only=True)
+        return {**module.state_dict(), **run.callback_metrics}
+
+    through = fit()
+    again = fit(tmp_path / "step=3.ckpt")
+    assert differences(again, through) == []
+
+
 def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
     module = build(layers=["stage3"], teacher_layers=["stage3"])
     images, labels = images_and_labels(24)
@@ -122,6 +136,15 @@ def test_the_fit_takes_means_by_class_however_often_a_class_comes() -> None:
 
     assert torch.equal(module.method.places_0, matched(torch.mean))
     assert not torch.equal(matched(torch.mean), matched(torch.sum))
+
+
+def test_a_fit_changes_no_statistics_of_a_teacher_that_learns() -> None:
+    module = build(teacher={"update": "gradient", "init_steps": 0}).train()
+    before = {name: value.clone() for name, value in module.named_buffers() if "running" in name}
+    module.method.fit(module.student, module.teacher, [Batch(*images_and_labels(24), None)])
+    assert all(torch.equal(module.get_buffer(name), value) for name, value in before.items())
+    assert module.student.training
+    assert module.teacher.training
 
 
 def test_it_is_fitted_before_the_first_step_and_then_every_so_many_epochs() -> None:

@@ -54,6 +54,7 @@ def test_weights_of_a_folder_teach_if_they_know_these_classes(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("method", "teacher", "message"),
     [
+        ("dkel", {"training": "sftn"}, r"teacher\.training is 'sftn', but the teacher of DKEL has the student's form"),
         ("dkel", {"pretrained": True}, r"teacher\.pretrained is True, but the teacher of DKEL has the student's form"),
         ("kd", {"pretrained": True}, r"set teacher\.backbone to torchvision:NAME"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,17 @@ def test_the_mean_over_the_known_is_torchs_with_ignore_index(smoothing: float, w
     torch.testing.assert_close(ours, torch.stack(expected))
     nothing = cross_entropy(logits, targets_of(torch.full((6,), -1), 3, smoothing, weights))
     assert torch.equal(nothing, torch.zeros(2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, torch.ones(3)])
+def test_a_sample_that_was_mixed_counts_by_its_known_share(smoothing: float, weights: Tensor | None) -> None:
+    mixed = torch.eye(3)[[0, 1, 2]] * torch.tensor([1.0, 0.3, 0.0])[:, None]
+    targets = targets_of(mixed, 3, smoothing, weights)
+    assert cross_entropy(torch.zeros(3, 3), targets).item() == pytest.approx(math.log(3))
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    apart = F.cross_entropy(logits, torch.arange(3), reduction="none", label_smoothing=smoothing)
+    assert cross_entropy(logits, targets).item() == pytest.approx(((apart[0] + 0.3 * apart[1]) / 1.3).item())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from dkel_lightning import DistillationModule, MethodInputs
+from dkel_lightning.errors import ConfigError
 from dkel_lightning.methods.base import METHODS, Needs, register
 from dkel_lightning.methods.baseline import Baseline
 from dkel_lightning.networks import Branch, BranchedNetwork, SplitModel
@@ -44,6 +45,13 @@ def test_equal_classifiers_are_equal_in_a_model_of_ones_own_too() -> None:
         for name in ("own", "equal", "released")
     }
     assert [torch.equal(*pair) for pair in made.values()] == [False, True, True]
+
+
+def test_networks_that_share_nothing_have_no_equal_classifiers() -> None:
+    with pytest.raises(ConfigError, match="Networks that share nothing have classifiers of their own"):
+        DistillationModule.build(
+            resnet18(num_classes=4), 4, "dml", 2, sharing="nothing", classifiers="equal", image_size=(32, 32)
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,17 @@ from dkel_lightning import TeacherModule, TeacherSettings
 from dkel_lightning.errors import ConfigError
 from dkel_lightning.modules.peers import batch_norms
 from dkel_lightning.networks import PeerNetwork
-from tests.modules.toy import Recorder, build, parameters_of, peers_network, same, train_loader, trainer
+from dkel_lightning.schedules import Clock
+from tests.modules.toy import (
+    Recorder,
+    build,
+    images_and_labels,
+    parameters_of,
+    peers_network,
+    same,
+    train_loader,
+    trainer,
+)
 
 
 def teacher_and_student(**settings: Any) -> tuple[TeacherModule, PeerNetwork]:
@@ -207,6 +217,20 @@ def test_a_decay_schedule_takes_effect_at_its_epoch_or_share_of_the_run(schedule
     module.teacher.follow = recorded
     trainer(max_epochs=4, limit_train_batches=1).fit(module, train_loader())
     assert moved == pytest.approx([0.99, 0.99, 0.999, 0.999], abs=1e-6)
+
+
+@pytest.mark.parametrize("change", [2, 0.5])
+def test_a_time_constant_changes_at_its_epoch_or_share_of_the_run(change: float) -> None:
+    settings = TeacherSettings(decay=None, decay_share={0: 0.1, change: 0.2})
+    rates = [settings.rate(Clock(epoch, 25 * epoch, 25, 100)) for epoch in range(4)]
+    assert rates == pytest.approx([0.9, 0.9, 0.95, 0.95])
+
+
+@pytest.mark.parametrize("lr_scale", [0.0, 1.0])
+def test_an_initialisation_leaves_no_gradient(lr_scale: float) -> None:
+    module = build(lr_scale=lr_scale)
+    module.teacher.initialise([images_and_labels(6)], 0.1)
+    assert all(parameter.grad is None for parameter in module.teacher.parameters())
 
 
 def test_what_a_teacher_learnt_alone_is_not_initialised_over() -> None:
