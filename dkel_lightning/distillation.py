@@ -342,7 +342,7 @@ class DistillationModule(LightningModule):
         checkpoint_state.restore_process(self, self._restored)
         checkpoint_state.unfreeze_optimized(self)
         parts.check_no_weight_averaging(self)
-        parts.check_labels_of_the_data(self)
+        parts.check_data(self)
         parts.warn_of_an_untrained_teacher(self)
 
     def on_train_start(self) -> None:

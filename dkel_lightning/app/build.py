@@ -35,11 +35,6 @@ def datamodule(values: Values) -> LightningDataModule:
     settings |= pretrained_normalisation(values)
     method = values["method"]
     peers = method["peers"] if isinstance(method["peers"], int) else len(method["peers"])
-    if settings.get("augment_strong") and method["views"] != "per_peer_and_teacher":
-        raise ConfigError(
-            "data.augment_strong needs separate views for the teacher: set method.views=per_peer_and_teacher, or use "
-            "data.augment."
-        )
     kind = data_class(values["data"])
     takes, shared = own.parameters(kind), own.parameters(data.ImageDataModule)
     # Experiments set what only our data sets take; `complete` reads the facts; a null root or fact means the default.

@@ -222,11 +222,17 @@ def check_is_trained_itself(module: DistillationModule) -> None:
         )
 
 
-def check_labels_of_the_data(module: DistillationModule) -> None:
-    """Refuse training images without labels if the method needs them, before the first batch."""
-    data = getattr(module.trainer, "datamodule", None)
+def check_data(module: DistillationModule) -> None:
+    """Refuse strong views or images without labels that the method cannot use, before the first batch."""
+    data, method, peers = getattr(module.trainer, "datamodule", None), module.method, module.student.num_peers
+    apart = method.needs.teacher_views and getattr(data, "views", None) == 2 * peers
+    if getattr(data, "augment_strong", None) is not None and not apart:
+        raise ConfigError(
+            "data.augment_strong needs a method with separate views for the teacher, such as mean_teacher with "
+            f"method.views=per_peer_and_teacher (in Python views={2 * peers} of the data module): use data.augment."
+        )
     unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
-    if unlabelled and module.method.wants_classes:
+    if unlabelled and method.wants_classes:
         raise DataError(
             f"{unlabelled:,} training images have no label, and the method as it is set needs the class of every "
             "image: leave them out (data.unlabelled_share=0), or choose another method, method.loss or method.target."

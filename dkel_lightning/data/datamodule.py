@@ -279,8 +279,6 @@ class ImageDataModule(ClassificationData, ABC):
         values["augment"] = self.policy
         settings = settings_of(DataSettings).items()
         mistakes = [item.error(f"data.{name}", values[name]) for name, item in settings if name in values]
-        if self.augment_strong is not None and self.views % 2:
-            mistakes.append("data.augment_strong takes an even number of views: one half of them is the teacher's.")
         if any(mistakes):
             raise ConfigError("\n".join(filter(None, mistakes)))
 

@@ -82,6 +82,8 @@ def check_image_set(data: ImageSet, where: str) -> None:
         where: The file or folder it came from, for the message.
     """
     shape, classes = data.train.images.shape[1:], len(data.class_names)
+    if classes == 0:
+        raise DataError(f"{where}: no training image has a label")
     for name, split in (("train", data.train), ("test", data.test), ("val", data.val)):
         if split is None:
             continue
@@ -100,7 +102,7 @@ def check_image_set(data: ImageSet, where: str) -> None:
         if labels.min() < least or labels.max() >= classes:
             raise DataError(
                 f"{where}: {name} labels run from {labels.min()} to {labels.max()}, but with {classes} classes they "
-                f"must lie in {least}..{classes - 1}: renumber the labels or name all classes"
+                f"must lie in {least}..{classes - 1}: number the classes that have labelled training images 0, 1, ..."
             )
     known = data.train.labels[data.train.labels >= 0]
     empty = np.flatnonzero(np.bincount(known, minlength=classes) == 0)

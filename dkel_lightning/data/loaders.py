@@ -11,6 +11,7 @@ import torch
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.data.order import MixedOrder, TrainingOrder, evaluation_batches
 from dkel_lightning.data.sources import Source
+from dkel_lightning.errors import DataError
 
 
 class TrainingLoader:
@@ -102,6 +103,8 @@ class TrainingLoader:
 
     def _initialisation_passes(self, seed: int) -> Iterator[Batch]:
         source, layout = self.source.copy(), self.order
+        if len(self.labelled) == 0:
+            raise DataError("The teacher is initialised on labelled training images, and none has a label.")
         enough = len(self.labelled) // layout.world >= layout.batch_size
         drop_last = layout.drop_last and enough
         order = TrainingOrder(len(self.labelled), layout.batch_size, layout.rank, layout.world, drop_last)

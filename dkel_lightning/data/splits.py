@@ -47,6 +47,8 @@ def hide_labels(labels: NDArray[np.int64], labelled: int, seed: int) -> NDArray[
     """Return the labels with all but `labelled` of them replaced by -1, stratified; a larger number only adds some."""
     result = labels.copy()
     known = np.flatnonzero(labels >= 0)
+    if labelled > len(known):
+        raise ConfigError(f"data.labelled={labelled}, but only {len(known)} training images have a label.")
     result[known[stratified_order(labels[known], seed, "labelled")[labelled:]]] = -1
     return result
 

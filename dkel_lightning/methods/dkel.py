@@ -21,7 +21,7 @@ from dkel_lightning.settings.declarations import Follows, Settings, choice, numb
 
 
 @dataclass(frozen=True)
-class EnsembleTerm(Settings, node="method.ensemble"):
+class EnsembleTerm(Settings, node="method.ensemble", one_of=("decay", "decay_share")):
     """How the teachers are assembled, and the weight of the assembled ones."""
 
     decay: Annotated[
@@ -41,10 +41,6 @@ class EnsembleTerm(Settings, node="method.ensemble"):
     weights: Annotated[str, choice("Weights of the assembled and the individual teachers.", *TEACHER_WEIGHTS)] = (
         "complement"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_one_of("decay", "decay_share")
 
     def weight(self, clock: Clock) -> float:
         """Return v at this moment."""

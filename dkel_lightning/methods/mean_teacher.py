@@ -22,7 +22,7 @@ class MeanTeacherSettings(MethodSettings):
     confidence: Annotated[
         float, number("Leave out images of which the teacher's largest probability is below this.", 0, 0.999)
     ] = 0.0
-    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=5))
+    rampup: RampUp = field(default_factory=lambda: RampUp(epochs=None, share=0.125))
 
 
 @register("mean_teacher", teacher="mean_teacher", peers=1, views="per_peer_and_teacher")

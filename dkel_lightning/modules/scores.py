@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dkel_lightning.errors import DataError
@@ -87,6 +88,8 @@ class Scores(nn.Module):
         means = self.term_means.compute()
         total = torch.stack(list(means.values())).sum()
         accuracy = self.train_scores.per_network()["accuracy"]
+        if bool(accuracy.isnan().any()):
+            rank_zero_warn("No training image of this epoch has a known label, so its supervised loss is 0.")
         logs = {f"train/{name}": value for name, value in means.items()}
         logs |= {"train/loss": total, "train/loss_per_peer": total / len(accuracy)}
         logs |= {f"train/acc/{peer}": value for peer, value in zip(self.peers["student"], accuracy, strict=True)}

@@ -72,6 +72,6 @@ def _weights(settings: Targets, num_classes: int) -> Tensor | None:
     if isinstance(weights, str) or len(weights) != num_classes or max(weights) <= 0:
         raise ConfigError(
             f"targets.class_weights must be a number for each of the {num_classes} classes, one of them above 0, got "
-            f"{weights}; balanced counts the images of data by name."
+            f"{weights}; balanced is for `train` and the command line: pass balanced_weights() of the data module."
         )
     return torch.tensor(weights, dtype=torch.float32)

@@ -15,7 +15,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from dkel_lightning.errors import ConfigError
@@ -139,17 +139,18 @@ def anything(meaning: str) -> Setting:
 
 
 class Settings:
-    """Base of settings; `node` is their place in the configuration, such as `method.rampup`.
+    """Base of settings.
 
+    `node` is their place in the configuration, such as `method.rampup`; of the two fields in `one_of` one is None.
     Extend `__post_init__` to check values against each other.
     """
 
     node: ClassVar[str] = ""
+    one_of: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, *, node: str | None = None, **others: Any) -> None:
+    def __init_subclass__(cls, *, node: str | None = None, one_of: tuple[str, ...] = (), **others: Any) -> None:
         super().__init_subclass__(**others)
-        if node is not None:
-            cls.node = node
+        cls.node, cls.one_of = cls.node if node is None else node, one_of or cls.one_of
 
     def __post_init__(self) -> None:
         prefix = f"{self.node}." if self.node else ""
@@ -157,10 +158,9 @@ class Settings:
         errors = [setting.error(f"{prefix}{written(name)}", getattr(self, name)) for name, setting in declared]
         if any(errors):
             raise ConfigError("\n".join(filter(None, errors)))
-
-    def require_one_of(self, first: str, second: str) -> None:
-        if (getattr(self, first) is None) == (getattr(self, second) is None):
-            raise ConfigError(f"Set one of {self.node}.{first} and {self.node}.{second}, and the other to null.")
+        if self.one_of and [getattr(self, name) is None for name in self.one_of].count(True) != 1:
+            first, second = (f"{prefix}{name}" for name in self.one_of)
+            raise ConfigError(f"Set one of {first} and {second}, and the other to null.")
 
 
 def written(name: str) -> str:
@@ -229,8 +229,11 @@ def node_of(settings: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------- mappings
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
-    """Build the (nested) dataclass `cls` from a mapping; return an instance unchanged."""
+def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str, base: T | None = None) -> T:
+    """Build the (nested) dataclass `cls` from a mapping laid over `base` or the defaults; an instance stays.
+
+    One of two lengths, such as `share`, takes the place of a default `epochs`.
+    """
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
@@ -242,9 +245,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str) -> T:
             raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in hints]))
         name, hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint):
-            value = from_mapping(hint, value, f"{where}.{key}")
+            usual = _default(cls, name) if base is None else getattr(base, name)
+            value = from_mapping(hint, value, f"{where}.{key}", usual)
         arguments[name] = tuple(value) if isinstance(value, list) else value  # lists of YAML
-    return cls(**arguments)
+    lengths = getattr(cls, "one_of", ())
+    if any(arguments.get(name) is not None for name in lengths):
+        arguments = dict.fromkeys(lengths) | arguments
+    return cls(**arguments) if base is None else replace(base, **arguments)  # type: ignore[type-var]
+
+
+def _default(cls: type[Any], name: str) -> Any:
+    item = next(item for item in fields(cls) if item.name == name)
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 # ---------------------------------------------------------------------- names

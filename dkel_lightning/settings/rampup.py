@@ -14,7 +14,7 @@ from dkel_lightning.settings.declarations import TIME, Follows, Settings, choice
 
 
 @dataclass(frozen=True)
-class RampUp(Settings, node="method.rampup"):
+class RampUp(Settings, node="method.rampup", one_of=("epochs", "share")):
     """The ramp-up r(e) of a distillation weight."""
 
     scale: Annotated[
@@ -33,10 +33,6 @@ class RampUp(Settings, node="method.rampup"):
     form: Annotated[str, choice("Form of the ramp-up; released: as the authors' code computes it.", *RAMPUP_FORMS)] = (
         "correct"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_one_of("epochs", "share")
 
     def weight(self, clock: Clock) -> float:
         """Return r at this moment."""

@@ -43,7 +43,7 @@ def _is_epochs(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class TeacherSettings(Settings, node="teacher"):
+class TeacherSettings(Settings, node="teacher", one_of=("decay", "decay_share")):
     """How a teacher is drawn, initialised and updated.
 
     `start` is the rule of the first EMA updates: `keep` has a constant rate, and the initial weights fade slowly;
@@ -90,10 +90,6 @@ class TeacherSettings(Settings, node="teacher"):
         int | None,
         whole("Length of that training in epochs; null: as the run's, of early_stopped 5/8 of it.", 1, 1_000_000),
     ] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_one_of("decay", "decay_share")
 
     def rate(self, clock: Clock) -> float:
         """Return the EMA rate a at this moment, before the start rule."""

@@ -91,10 +91,13 @@ def test_npz_keeps_grey_images_at_one_channel(tmp_path: Path) -> None:
     assert (data.class_names, data.val) == (("0", "1", "2"), None)
 
 
-def test_npz_appends_images_without_labels_to_the_training_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("unlabelled_images", np.int64), ("unlabeled_images", np.uint64)])
+def test_npz_appends_images_without_labels_to_the_training_images(tmp_path: Path, name: str, kind: Any) -> None:
     arrays = npz_arrays()
-    arrays["train_labels"][:2] = -1
-    more = arrays["unlabelled_images"] = arrays.pop("test_images")
+    if kind == np.int64:
+        arrays["train_labels"][:2] = -1
+    arrays["train_labels"] = arrays["train_labels"].astype(kind)
+    more = arrays[name] = arrays.pop("test_images")
     del arrays["test_labels"]
     data = NpzDataModule(str(save(tmp_path, arrays))).read()
     assert np.array_equal(data.train.images[30:, 0], more)
@@ -343,9 +346,10 @@ def test_a_flat_folder_or_one_without_a_test_set_is_split_by_seed_and_share(tmp_
     assert parts[0] == parts[1] != parts[2]
 
 
-def test_a_folder_unlabelled_holds_training_images_of_no_known_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["unlabelled", "unlabeled"])
+def test_a_folder_unlabelled_holds_training_images_of_no_known_class(tmp_path: Path, name: str) -> None:
     root = folder(tmp_path)
-    write_folder(root, {f"unlabelled/some/{k}.png": image_bytes(200 + k) for k in range(4)})
+    write_folder(root, {f"{name}/some/{k}.png": image_bytes(200 + k) for k in range(4)})
     data = read(root)
     assert data.class_names == ("cache", "cat")
     assert values(data) == [10, 11, 12, 0, 1, 2, 200, 201, 202, 203]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dkel_lightning.app import build
+from dkel_lightning import DistillationModule
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.order import MixedOrder
 from dkel_lightning.data.splits import hide_labels, hold_out_share
-from dkel_lightning.errors import ConfigError
-from tests.compose import compose
+from dkel_lightning.errors import ConfigError, DataError
+from tests.modules.toy import trainer
 
 
 def digits(**options: Any) -> DigitsDataModule:
@@ -137,9 +138,28 @@ def test_students_see_strong_views_and_teachers_weak_ones() -> None:
     assert torch.equal(both[:, 2:], weak[:, 2:])
     assert not torch.equal(both[:, :2], weak[:, :2])
     assert torch.equal(both[:, :2], strong[:, :2])
-    values = compose("data.augment_strong=trivial", "method=mean_teacher")
-    assert isinstance(build.datamodule(values), DigitsDataModule)
-    with pytest.raises(ConfigError, match=r"data\.augment_strong takes an even number of views"):
-        digits(views=3, augment_strong="trivial")
-    with pytest.raises(ConfigError, match=r"set method\.views=per_peer_and_teacher"):
-        build.datamodule(compose("data.augment_strong=trivial"))
+
+
+@pytest.mark.parametrize(
+    ("method", "views", "fits"), [("mean_teacher", 2, True), ("mean_teacher", 1, False), ("baseline", 2, False)]
+)
+def test_strong_views_are_for_methods_whose_teacher_has_its_own(method: str, views: int, fits: bool) -> None:
+    module = DistillationModule.build("resnet8", 10, method, 1, in_channels=1, image_size=(8, 8))
+    refused = pytest.raises(ConfigError, match=r"method\.views=per_peer_and_teacher \(in Python views=2")
+    with nullcontext() if fits else refused:
+        trainer(limit_train_batches=1).fit(module, digits(views=views, augment_strong="trivial"))
+
+
+def test_more_labels_than_there_are_cannot_be_kept() -> None:
+    with pytest.raises(ConfigError, match=r"data\.labelled=60, but only 50 training images have a label"):
+        digits(limit=50, labelled=60)
+
+
+def test_a_training_without_any_label_warns() -> None:
+    data = digits(limit=40, labelled=20)
+    data._stored("train").labels.fill_(-1)
+    module = DistillationModule.build("resnet8", 10, "baseline", 1, teacher="none", in_channels=1, image_size=(8, 8))
+    with pytest.warns(UserWarning, match="No training image of this epoch has a known label"):
+        trainer(limit_train_batches=1).fit(module, data)
+    with pytest.raises(DataError, match="initialised on labelled training images, and none has a label"):
+        next(data.train_dataloader().initialisation_batches(0, 1))

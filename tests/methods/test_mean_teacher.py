@@ -72,7 +72,10 @@ def test_the_teacher_is_the_even_mean_of_its_students_history_and_not_its_studen
 
 
 def test_a_run_ramps_up_and_deploys_a_plain_teacher(tmp_path: Path) -> None:
-    result, *_ = trained_and_deployed(tmp_path, "method=mean_teacher", "method.peers=2", "deploy.network=teacher")
+    length = ("method.rampup.epochs=5", "method.rampup.share=null")
+    result, *_ = trained_and_deployed(
+        tmp_path, "method=mean_teacher", "method.peers=2", "deploy.network=teacher", *length
+    )
     assert result.last.deployed.startswith("teacher_")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         weights = [float(row["weights/rampup"]) for row in csv.DictReader(file)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dkel_lightning import methods
-from dkel_lightning.assembly.parts import check_labels_of_the_data
+from dkel_lightning.assembly.parts import check_data
 from dkel_lightning.data.batch import Batch
 from dkel_lightning.errors import DataError
 from dkel_lightning.functional import cross_entropy, targets_of
@@ -93,7 +93,7 @@ def test_data_is_refused_before_a_batch_is_met_unless_it_leaves_unknown_labels_o
     )
     refusal = pytest.raises(DataError, match="1,200 training images have no label, and the method")
     with nullcontext() if share == 0 else refusal:
-        check_labels_of_the_data(module)
+        check_data(module)
 
 
 def test_consistent_pairs_channels_by_the_classes_that_are_known() -> None:

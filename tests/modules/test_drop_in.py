@@ -184,14 +184,22 @@ def test_schedules_as_shares_of_the_run_are_those_of_the_protocol_and_yield_to_t
         build(schedules="share")
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("cl_ilr", 0), ("mean_teacher", 5), ("dkel_released", 80)])
-def test_a_ramp_up_of_a_length_of_the_method_s_own_keeps_it_as_on_the_command_line(method: str, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "length"), [("cl_ilr", (0, None)), ("mean_teacher", (None, 0.125)), ("dkel_released", (80, None))]
+)
+def test_a_ramp_up_of_a_length_of_the_method_s_own_keeps_it_as_on_the_command_line(method: str, length: Any) -> None:
     peers = 1 if method == "mean_teacher" else 2
-    rampup = DistillationModule.build("resnet8", 10, method, peers, schedules="shares").method.rampup
-    assert (rampup.epochs, rampup.share) == (epochs, None)
-    settings = {"name": method, "rampup": {"epochs": None, "share": 0.5}}
-    given = DistillationModule.build("resnet8", 10, settings, peers, schedules="shares").method.rampup
-    assert (given.epochs, given.share) == (None, 0.5)
+    for name in (method, {"name": method, "rampup": {"scale": 0.5}}):
+        rampup = DistillationModule.build("resnet8", 10, name, peers, schedules="shares").method.rampup
+        assert (rampup.epochs, rampup.share) == length
+    for given, expected in (({"share": 0.5}, (None, 0.5)), ({"epochs": 7}, (7, None))):
+        settings = {"name": method, "rampup": given}
+        rampup = DistillationModule.build("resnet8", 10, settings, peers, schedules="shares").method.rampup
+        assert (rampup.epochs, rampup.share) == expected
+    if method != "cl_ilr":
+        teacher = DistillationModule.build("resnet8", 10, method, peers, teacher={"decay_share": 0.1}).teacher
+        assert teacher is not None
+        assert (teacher.settings.decay, teacher.settings.decay_share) == (None, 0.1)
 
 
 def test_a_run_too_short_for_its_schedules_is_warned_of(tmp_path: Path) -> None:

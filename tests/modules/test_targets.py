@@ -103,7 +103,7 @@ def test_a_method_of_one_class_an_image_says_so_and_can_be_smoothed() -> None:
     [
         ({"class_weights": [1.0, 2.0]}, r"a number for each of the 3 classes, one of them above 0, got \(1.0, 2.0\)"),
         ({"class_weights": [0, 0, 0]}, r"one of them above 0, got \(0, 0, 0\)"),
-        ({"class_weights": "balanced"}, "balanced counts the images of data by name"),
+        ({"class_weights": "balanced"}, "balanced is for `train` and the command line: pass balanced_weights"),
         ({"mixupp": 1}, "Unknown key targets.mixupp. Did you mean targets.mixup"),
     ],
 )

@@ -33,13 +33,9 @@ from dkel_lightning.settings.targets import Targets
 
 
 @dataclass(frozen=True)
-class Inner(Settings, node="outer.inner"):
+class Inner(Settings, node="outer.inner", one_of=("length", "share")):
     length: Annotated[float | None, number("Its length.", 0, 99), Follows("protocol.length")] = 3.0
     share: Annotated[float | None, number("The same as a share.", 0, 1)] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_one_of("length", "share")
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,8 @@ def test_an_interpolation_is_written_where_a_value_is_the_default_and_its_datacl
                                       "outer.lambda must be a number between 0 and 99, got -1."]),
         ({"name": "x", "inner": 3}, ["outer.inner must be a mapping of its keys, got 3."]),
         ({"name": "x", "inner": {"length": 100}}, ["outer.inner.length must be a number between 0 and 99, got 100."]),
-        ({"name": "x", "inner": {"share": 0.1}}, ["Set one of outer.inner.length and outer.inner.share, and the "
-                                                  "other to null."]),
+        ({"name": "x", "inner": {"length": 1, "share": 0}}, ["Set one of outer.inner.length and outer.inner.share, and "
+                                                             "the other to null."]),
         ({"name": "x", "inner": {"length": None}}, ["Set one of outer.inner.length and outer.inner.share, and the "
                                                     "other to null."]),
         ({"name": "x", "stesp": 1}, ["Unknown key outer.stesp. Did you mean outer.steps? Keys of outer: inner, lambda, "
@@ -81,6 +77,11 @@ def test_every_wrong_value_of_a_mapping_is_named_at_once(values: Mapping[str, An
     with pytest.raises(ConfigError) as caught:
         from_mapping(Outer, values, "outer")
     assert str(caught.value).splitlines() == expected
+
+
+def test_a_mapping_is_laid_over_the_default_of_its_field_and_one_of_two_lengths_replaces_the_other() -> None:
+    values = from_mapping(Outer, {"name": "x", "inner": {"share": 0.1}, "own": {}}, "outer")
+    assert (values.inner, values.own) == (Inner(None, 0.1), Inner(5))
 
 
 @pytest.mark.parametrize(

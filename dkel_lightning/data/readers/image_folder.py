@@ -22,7 +22,7 @@ class Listing(NamedTuple):
     labels: Sequence[int]
 
 
-UNLABELLED = "unlabelled"
+UNLABELLED = ("unlabelled", "unlabeled")
 _LAYOUT = "train/CLASS/, and if there are any test/CLASS/, val/CLASS/ and unlabelled/; or CLASS/ alone"
 _SPLIT_LIKE = {"training", "testing", "valid", "validation"}
 
@@ -33,8 +33,8 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
     Images in `unlabelled/` are training images with the label -1. Without `train/`, the subfolders are the classes.
     """
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if wrong := [str(folder / UNLABELLED) for folder in splits.values() if (folder / UNLABELLED).is_dir()]:
-        raise DataError(f"{wrong[0]} is no class: move it to {root / UNLABELLED}")
+    if wrong := [folder / name for folder in splits.values() for name in UNLABELLED if (folder / name).is_dir()]:
+        raise DataError(f"{wrong[0]} is no class: move it to {root / wrong[0].name}")
     if not splits and root.is_dir():
         splits = {"train": root}
     classes = _classes(splits["train"]) if "train" in splits else []
@@ -54,14 +54,14 @@ def list_images(root: Path) -> tuple[dict[str, Listing], tuple[str, ...]]:
         by_class = [images_in(folder / name) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in by_class])
         listings[split] = Listing([file for files in by_class for file in files], labels.tolist())
-    if (root / UNLABELLED).is_dir():
-        more, train = images_in(root / UNLABELLED), listings["train"]
+    for folder in [root / name for name in UNLABELLED if (root / name).is_dir()]:
+        more, train = images_in(folder), listings["train"]
         listings["train"] = Listing([*train.files, *more], [*train.labels, *[-1] * len(more)])
     return listings, tuple(classes)
 
 
 def _classes(folder: Path) -> list[str]:
-    others = (UNLABELLED, CACHE_FOLDER)
+    others = (*UNLABELLED, CACHE_FOLDER)
     names = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in others]
     return sorted(name for name in names if not name.startswith("."))
 

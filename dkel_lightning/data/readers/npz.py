@@ -38,6 +38,8 @@ class NpzDataModule(ImageDataModule):
                 f"{self.root} cannot be read ({error}): data.root must be an .npz file written by numpy.savez, with "
                 f"{_LAYOUT}"
             ) from error
+        if "unlabeled_images" in arrays:
+            arrays["unlabelled_images"] = arrays.pop("unlabeled_images")
         splits = ["train", *(name for name in ("test", "val") if {f"{name}_images", f"{name}_labels"} & arrays.keys())]
         required = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
         if missing := [name for name in required if name not in arrays]:
@@ -62,4 +64,5 @@ class NpzDataModule(ImageDataModule):
                 "[N, H, W] or [N, H, W, C] with C at most 4"
             )
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        labels = labels.astype(np.int64) if labels.dtype.kind == "u" else labels  # with -1 uint64 would become float
         return Images(np.ascontiguousarray(images), labels.reshape(-1))
