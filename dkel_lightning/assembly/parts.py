@@ -228,8 +228,8 @@ def check_data(module: DistillationModule) -> None:
     apart = method.needs.teacher_views and getattr(data, "views", None) == 2 * peers
     if getattr(data, "augment_strong", None) is not None and not apart:
         raise ConfigError(
-            "data.augment_strong needs a method with separate views for the teacher, such as mean_teacher with "
-            f"method.views=per_peer_and_teacher (in Python views={2 * peers} of the data module): use data.augment."
+            "data.augment_strong needs separate views for the teacher: choose mean_teacher with "
+            f"method.views=per_peer_and_teacher (in Python views={2 * peers} of the data module), or use data.augment."
         )
     unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
     if unlabelled and method.wants_classes:

@@ -30,12 +30,14 @@ class WeightSchedules(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         module: DistillationModule = pl_module
         now = clock(trainer)
+        if now.steps is None:
+            return
+        epochs = math.ceil(round(now.steps / now.steps_per_epoch, 6))  # 17 / (17 / 7) is above 7
         for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupCosine) and now.steps is not None:
-                epochs = math.ceil(now.steps / now.steps_per_epoch)
+            if isinstance(config.scheduler, WarmupCosine):
                 config.scheduler.set_run_length(now.steps if config.interval == "step" else epochs)
-        if now.steps is not None and not getattr(trainer, "fast_dev_run", False):
-            _warn_of_ramp_up(module, now, now.steps)
+        if not getattr(trainer, "fast_dev_run", False):
+            _warn_of_ramp_up(module, epochs)
             _warn_of_slow_teacher(module, now, now.steps)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -59,8 +61,8 @@ def clock(trainer: Trainer) -> Clock:
     return Clock(trainer.current_epoch, trainer.global_step, max(1, per_epoch), steps)
 
 
-def _warn_of_ramp_up(module: DistillationModule, now: Clock, steps: int) -> None:
-    rampup, epochs = module.method.rampup, math.ceil(steps / now.steps_per_epoch)
+def _warn_of_ramp_up(module: DistillationModule, epochs: int) -> None:
+    rampup = module.method.rampup
     if rampup is not None and rampup.epochs is not None and rampup.epochs > epochs:
         rank_zero_warn(
             f"The ramp-up lasts {rampup.epochs:g} epochs and the run {epochs}, so the weight of distillation stays "

@@ -105,8 +105,7 @@ class TrainingLoader:
         source, layout = self.source.copy(), self.order
         if len(self.labelled) == 0:
             raise DataError("The teacher is initialised on labelled training images, and none has a label.")
-        enough = len(self.labelled) // layout.world >= layout.batch_size
-        drop_last = layout.drop_last and enough
+        drop_last = layout.drop_last and len(self.labelled) // layout.world >= layout.batch_size
         order = TrainingOrder(len(self.labelled), layout.batch_size, layout.rank, layout.world, drop_last)
         for number in count():
             indices = [self.labelled[positions] for positions in order.batches(seed, "init", "order", number)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -166,8 +165,8 @@ class WorkerImages(Source):
     def batches(
         self, indices: Sequence[Tensor], key: Key | None = None, rank: int = 0, first: int = 0
     ) -> Iterator[Batch]:
-        keys = (key if key is None else (*key, rank, number) for number in count(first))
-        self._requests[:] = [*zip((batch.numpy() for batch in indices), keys, strict=False)]
+        numbered = enumerate(indices, start=first)
+        self._requests[:] = [(batch.numpy(), key and (*key, rank, number)) for number, batch in numbered]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch

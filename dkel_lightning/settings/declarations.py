@@ -229,7 +229,7 @@ def node_of(settings: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------- mappings
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str, base: T | None = None) -> T:
+def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str, base: Any = None) -> T:
     """Build the (nested) dataclass `cls` from a mapping laid over `base` or the defaults; an instance stays.
 
     One of two lengths, such as `share`, takes the place of a default `epochs`.
@@ -251,7 +251,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any] | T, where: str, base: 
     lengths = getattr(cls, "one_of", ())
     if any(arguments.get(name) is not None for name in lengths):
         arguments = dict.fromkeys(lengths) | arguments
-    return cls(**arguments) if base is None else replace(base, **arguments)  # type: ignore[type-var]
+    settings: T = cls(**arguments) if base is None else replace(base, **arguments)
+    return settings
 
 
 def _default(cls: type[Any], name: str) -> Any:

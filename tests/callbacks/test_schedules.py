@@ -82,6 +82,14 @@ def test_weights_given_as_a_share_change_with_every_step() -> None:
     )
 
 
+def test_epochs_of_different_lengths_are_counted_exactly() -> None:
+    module = build(scheduler=WarmupCosine)
+    run = trainer(GradientAccumulationScheduler({0: 3, 6: 1}), max_epochs=7)  # six times 2 steps, then 5
+    run.fit(module, train_loader(40))
+    schedule: Any = run.lr_scheduler_configs[0].scheduler
+    assert (clock(run).steps, schedule.T_max) == (17, 7)
+
+
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_warm_up_and_cosine_fit_the_run_in_epochs_and_in_steps(interval: str) -> None:
     rates: list[float] = []

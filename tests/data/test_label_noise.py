@@ -132,5 +132,11 @@ def test_what_is_learnt_by_heart_is_logged_for_student_and_teacher(monkeypatch: 
 def test_it_is_logged_in_a_precision_that_weights_are_converted_to(precision: Any) -> None:
     module = DistillationModule.build("resnet8", 10, "baseline", peers=1, in_channels=1, image_size=(8, 8))
     fit = trainer(LabelNoiseFit(), precision=precision, limit_train_batches=1)
-    fit.fit(module, digits(limit=100, label_noise=NOISE))
-    assert 0 <= fit.callback_metrics["train/noise/fit_wrong/student_mean"] <= 1
+    data = digits(limit=100, label_noise=NOISE)
+    fit.fit(module, data)
+    ((images, wrong, true),) = data.wrongly_labelled(999)
+    module.eval()
+    predicted = module.evaluate(images.to(next(module.student.parameters()).dtype)).logits.argmax(-1)
+    for kind, labels in (("wrong", wrong), ("true", true)):
+        share = (predicted[0] == labels).float().mean().item()
+        assert fit.callback_metrics[f"train/noise/fit_{kind}/student_mean"].item() == pytest.approx(share)

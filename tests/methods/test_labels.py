@@ -98,6 +98,8 @@ def test_the_recipe_of_wrong_labels_fits_every_method() -> None:
     for name, scale in (("dkel", 3.0), ("pcl", 3.0), ("dkel_released", 0.1)):
         values = compose("experiment=own_data", "recipe=wrong_labels", f"method={name}")
         assert values["method"]["rampup"]["scale"] == scale
+    schedule = compose("recipe=wrong_labels", "method=kd")["scheduler"]
+    assert (schedule["_target_"].rpartition(".")[2], schedule["end"]) == ("WarmupCosine", 0.0)
 
 
 def test_a_run_logs_the_weight_and_trains_its_teacher_with_all_labels(tmp_path: Path) -> None:

@@ -197,9 +197,8 @@ def test_a_ramp_up_of_a_length_of_the_method_s_own_keeps_it_as_on_the_command_li
         rampup = DistillationModule.build("resnet8", 10, settings, peers, schedules="shares").method.rampup
         assert (rampup.epochs, rampup.share) == expected
     if method != "cl_ilr":
-        teacher = DistillationModule.build("resnet8", 10, method, peers, teacher={"decay_share": 0.1}).teacher
-        assert teacher is not None
-        assert (teacher.settings.decay, teacher.settings.decay_share) == (None, 0.1)
+        module: Any = DistillationModule.build("resnet8", 10, method, peers, teacher={"decay_share": 0.1})
+        assert (module.teacher.settings.decay, module.teacher.settings.decay_share) == (None, 0.1)
 
 
 def test_a_run_too_short_for_its_schedules_is_warned_of(tmp_path: Path) -> None:
