@@ -231,7 +231,7 @@ def check_data(module: DistillationModule) -> None:
             "data.augment_strong needs separate views for the teacher: choose mean_teacher with "
             f"method.views=per_peer_and_teacher (in Python views={2 * peers} of the data module), or use data.augment."
         )
-    unlabelled = getattr(data, "unlabelled_size", 0) if getattr(data, "unlabelled_share", None) != 0 else 0
+    unlabelled = getattr(data, "unlabelled_size", 0)
     if unlabelled and method.wants_classes:
         raise DataError(
             f"{unlabelled:,} training images have no label, and the method as it is set needs the class of every "

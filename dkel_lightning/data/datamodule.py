@@ -250,6 +250,8 @@ class ImageDataModule(ClassificationData, ABC):
         if self.limit is not None:
             train = train[limited(labels[train], self.limit, self.split_seed)]
         true = labels[train] if self.labelled is None else hide_labels(labels[train], self.labelled, self.split_seed)
+        if self.unlabelled_share == 0:
+            train, true = train[true >= 0], true[true >= 0]
         self.true_labels = torch.from_numpy(true)
         # Noise comes last: splits do not depend on wrong labels, and the rate is exact.
         known, noisy = true >= 0, true.copy()

@@ -29,7 +29,7 @@ class TrainingLoader:
         rank: Index of this process.
         world: Number of processes.
         drop_last: Leave out a last batch that is smaller than `batch_size`.
-        unlabelled_share: Share of each batch with labels -1; 0 drops these images; None does not mix.
+        unlabelled_share: Share of each batch with labels -1; None does not mix.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TrainingLoader:
             self.order = MixedOrder(len(self.labelled), len(unlabelled), unlabelled_share, *layout)
             self.samples = torch.cat([self.labelled, unlabelled])
         else:
-            self.samples = self.labelled if unlabelled_share == 0 else torch.arange(len(known))
-            self.order = TrainingOrder(len(self.samples), *layout)
+            self.samples = torch.arange(len(known))
+            self.order = TrainingOrder(len(known), *layout)
         self.source = source
         self.seed = seed
         self.epoch = epoch

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dkel_lightning import DistillationModule
 from dkel_lightning.data import DigitsDataModule
 from dkel_lightning.data.order import MixedOrder
+from dkel_lightning.data.own import describe_sizes
 from dkel_lightning.data.splits import hide_labels, hold_out_share
 from dkel_lightning.errors import ConfigError, DataError
 from tests.modules.toy import trainer
@@ -101,10 +102,18 @@ def test_batches_hold_their_share_and_a_resume_gives_those_that_were_left(reside
     loaders[2].load_state_dict(loaders[1].state_dict())
     for left, batch in zip(loaders[2], batches[5:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(left, batch, strict=True))  # type: ignore[arg-type]
-    without = digits(unlabelled_share=0, residency=residency).train_dataloader()
-    assert sorted(int(i) for batch in without for i in batch.indices) == loaders[0].labelled.tolist()
     as_they_come = digits(residency=residency).train_dataloader()
     assert len({int((batch.labels < 0).sum()) for batch in as_they_come}) > 3
+
+
+def test_a_share_of_0_leaves_unlabelled_images_out() -> None:
+    every, known = digits(), digits(unlabelled_share=0)
+    assert describe_sizes(known).startswith("100 training, ")
+    labelled = every.true_labels >= 0
+    assert torch.equal(known.true_labels, every.true_labels[labelled])
+    batches = list(known.train_dataloader())
+    assert sorted(int(i) for batch in batches for i in batch.indices) == list(range(100))
+    assert all(bool((batch.labels >= 0).all()) for batch in batches)
 
 
 @pytest.mark.parametrize("residency", ["device", "workers"])
