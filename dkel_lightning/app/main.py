@@ -23,7 +23,6 @@ from dkel_lightning.app.records import CONFIG, FAILED, RunRecord, write_failure
 from dkel_lightning.app.run import Run, find_checkpoint, is_finished, load_config, lock, resume_path, run_of
 from dkel_lightning.app.user_code import import_modules
 from dkel_lightning.errors import ConfigError, DkelError, FolderInUseError, Interrupted
-from dkel_lightning.runtime.ranks import is_first
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 SHOW_TRACEBACK = bool(os.environ.get(TRACEBACK))
@@ -36,7 +35,7 @@ def main() -> None:
 
         print(f"dkel_lightning {__version__}")
         return
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = [_quote(argument) for argument in sys.argv[1:]]
     os.environ[TRACEBACK] = "1"  # Hydra raises what it would print
     try:
         config.register(arguments)
@@ -60,6 +59,12 @@ def main() -> None:
         print(f"Error: {SweepTables.error}", file=sys.stderr)
     if SweepTables.failed or SweepTables.error is not None:
         sys.exit(1)
+
+
+def _quote(argument: str) -> str:
+    """Quote the path in `key=path` where it has an equals sign, as the folders of a sweep have; Hydra needs that."""
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if "=" in value and Path(value).exists() else argument
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -113,6 +118,7 @@ def execute(values: dict[str, Any], run_dir: Path, typed: set[str]) -> float | N
     elif values["checkpoint"] and (run_of(Path(values["checkpoint"])) / CONFIG).is_file():
         values = saved.checkpoint_settings(run_of(Path(values["checkpoint"])), values, typed)
     with lock(run_dir) if trains else contextlib.nullcontext():
+        (run_dir / FAILED).unlink(missing_ok=True)
         if checkpoint is None and trains and not values["resume"]:
             checkpoint = _continue(run_dir, values)
         result = hydra.utils.get_method(values["task"]["_target_"])(Run(values, run_dir, checkpoint))
@@ -141,7 +147,7 @@ def silence_lightning() -> None:
 
 def _continue(run_dir: Path, values: dict[str, Any]) -> Path | None:
     """Return the checkpoint of an unfinished run in this folder; its settings must be the same."""
-    if not (run_dir / CONFIG).is_file() or not is_first():
+    if not (run_dir / CONFIG).is_file():
         return None
     _refuse_other_settings(run_dir, values)
     return find_checkpoint(run_dir)
@@ -164,7 +170,6 @@ def _run_in_sweep(values: dict[str, Any], run_dir: Path, typed: set[str]) -> flo
         print(f"already finished: {run_dir}", flush=True)
         return RunRecord(run_dir).objective
     try:
-        (run_dir / FAILED).unlink(missing_ok=True)
         return execute(values, run_dir, typed)
     except FolderInUseError:
         print("skipped: another process is running it", flush=True)

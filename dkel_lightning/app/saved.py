@@ -66,10 +66,12 @@ def without_untrusted(saved: Values, composed: Values, typed: set[str], folder: 
         data["download"] = False  # images are read from the saved root, but nothing is written there
     for key, value in untrusted(saved).items():
         group = key.split(".")[0]
-        if group in ("logger", "hydra") or key == "data.cache_dir" or {key, group} & typed:
+        named = any(f"{key}.".startswith(f"{name}.") for name in typed)
+        if named or group in ("logger", "hydra") or key == "data.cache_dir":
             continue
         raise ConfigError(
-            f"{folder / 'config.yaml'} names {value} ({key}), which is not trusted: pass {key}= again to use it."
+            f"{folder / 'config.yaml'} names {value} ({key}), which is not trusted: "
+            f"pass {'+' if '.extra.' in key else ''}{key}= again to use it."
         )
     return values
 

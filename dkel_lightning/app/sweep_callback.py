@@ -27,7 +27,8 @@ class SweepTables(Callback):
         constant = [item.key_or_group for item in overrides if not item.is_sweep_override()]
         excluded = [key for key in constant if key not in LABELS]
         with open_dict(config):
-            if len(excluded) == len(overrides):  # the folder of the sweep would be that of the run
+            # Without a key that varies, here or in an ablation, the folder of the sweep would be that of the run.
+            if len(excluded) == len(overrides) and not config.hydra.sweeper.get("params"):
                 config.hydra.overrides.hydra.append("hydra.sweep.subdir=run")
             config.hydra.overrides.hydra.append(
                 f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"
@@ -38,7 +39,7 @@ class SweepTables(Callback):
         from dkel_lightning.app import sweep
 
         folder = Path(config.hydra.sweep.dir)
-        self.failed[:] = sorted(path.parent.name for path in folder.rglob("failed.txt"))
+        self.failed[:] = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("failed.txt"))
         if config.task.name == "train":
             try:
                 sweep.write_tables(folder, config.sweep.reference)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dkel_lightning.app import main
+from dkel_lightning.app.records import RunRecord, write_failure
 from dkel_lightning.app.run import lock
 from dkel_lightning.errors import ConfigError, FolderInUseError
 from tests.commands import dkel
@@ -92,6 +93,26 @@ def test_a_job_that_fails_is_noted_and_the_others_run(tmp_path: Path) -> None:
     (failure,) = (tmp_path / "s").rglob("failed.txt")
     assert "Invalid learning rate: -1" in failure.read_text()
     assert (tmp_path / "s" / "method=baseline,optimizer.lr=0.1" / "summary.json").is_file()
+
+
+def test_a_failed_job_that_is_resumed_by_hand_has_finished(tmp_path: Path) -> None:
+    run = tmp_path / "s" / "method=baseline,seed=0"
+    done = dkel("-m", *SMALL, "sweep.folder=s", "method=baseline", "seed=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run / "summary.json").unlink()
+    write_failure(run, ValueError("x"))
+    done = dkel(f"resume={run}", "trainer=cpu", cwd=tmp_path)  # Hydra needs quotes around the path's equals signs
+    assert done.returncode == 0, done.stderr
+    assert RunRecord(run).state == "finished"
+
+
+def test_the_jobs_of_an_ablation_have_a_folder_each(tmp_path: Path) -> None:
+    done = dkel("ablation=draw", *SMALL, "hydra.sweeper.params.seed=0", "sweep.folder=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.parent.name for path in sorted((tmp_path / "a").glob("*/summary.json"))] == [
+        "seed=0,teacher.draw=independent",
+        "seed=0,teacher.draw=student",
+    ]
 
 
 def test_a_study_resumes_nothing(tmp_path: Path) -> None:

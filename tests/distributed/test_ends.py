@@ -18,13 +18,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_others_and_the_last_checkpoint_stands(rank: int, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_others_and_the_command_resumes_the_run(rank: int, tmp_path: Path) -> None:
     fault = f"+callbacks.extra.fault={{_target_: faults.Fault, kind: kill, rank: {rank}, step: 14}}"
-    ended = Command(tmp_path, "trainer=ddp_cpu", *TINY, "modules=[faults]", fault).wait()
+    command = ("trainer=ddp_cpu", *TINY, "hydra.run.dir=run")
+    ended = Command(tmp_path, *command, "modules=[faults]", fault).wait()
     assert ended.code in (1, -signal.SIGKILL), ended.text
-    assert file_format.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt")["global_step"] == 12
+    assert file_format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 12
     assert ended.seconds is not None
     assert ended.seconds < 45  # Lightning looks every 5 seconds
+    (tmp_path / "fault").unlink()
+    again = Command(tmp_path, *command).wait()
+    assert again.code == 0, again.text
+    assert file_format.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 24
+    assert (tmp_path / "run" / "provenance_resumed.json").is_file()
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:

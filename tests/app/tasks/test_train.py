@@ -97,6 +97,7 @@ def test_the_teachers_deployed_accuracy_is_that_of_the_reloaded_checkpoint(
     assert evaluated == trained.best
     written = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert written["test"] == asdict(trained.best)
+    assert written["data"] == values["data"]
 
 
 def state(folder: Path) -> dict[str, Any]:
