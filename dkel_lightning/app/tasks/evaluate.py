@@ -76,9 +76,8 @@ def _check_classes(module: DistillationModule, data: ClassificationData, path: P
 def _report(run: Run, tested: CheckpointScores, module: DistillationModule, data: ClassificationData) -> None:
     checkpoint = run.values["checkpoint"]
     scores.print_scores({f"epoch {tested.epoch}": tested}, f"Test accuracy of {checkpoint}", "* deployed.")
-    run.write_json(
-        "evaluation.json", {"checkpoint": str(checkpoint), "data": run.values["data"], "test": asdict(tested)}
-    )
+    content = {"checkpoint": str(checkpoint), "data": run.values["data"], "test": asdict(tested)}
+    run.write_json("evaluation.json", content)
     if module.scores.tested_confusion is not None:
         scores.write_confusion(module.scores.tested_confusion.tolist(), data.class_names, run.folder)
     print(f"Written to {run.folder / 'evaluation.json'}")
